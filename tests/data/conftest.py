@@ -1,0 +1,77 @@
+"""Tiny data sets in their published layouts, and the folder of the real ones where this machine has it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+REAL = Path(os.environ.get("MULTIMODAL_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
+CLASSES_HEADER = (
+    "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),"
+    "Iconic Image Path (str),Product Description Path (str)"
+)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder that holds slake/ and grocery/ as published, or a skip."""
+    if not (REAL / "slake").is_dir() or not (REAL / "grocery").is_dir():
+        pytest.skip(f"no slake/ and grocery/ in {REAL}: set MULTIMODAL_DATA to the folder that holds them")
+    return REAL
+
+
+def save_picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), "red").save(path)
+    return path
+
+
+def slake_record(**changes: Any) -> dict[str, Any]:
+    record = {
+        "img_id": 1,
+        "img_name": "xmlab1/source.jpg",
+        "question": "Which plane is this?",
+        "answer": "Transverse  Plane",
+        "q_lang": "en",
+        "location": "Abdomen",
+        "modality": "MRI",
+        "answer_type": "OPEN",
+        "base_type": "vqa",
+        "content_type": "Plane",
+        "triple": ["vhead", "_", "_"],
+        "qid": 7,
+    }
+    return record | changes
+
+
+def write_slake(folder: Path, records: list[Any], split: str = "train") -> Path:
+    save_picture(folder / "imgs" / "xmlab1" / "source.jpg")
+    (folder / f"{split}.json").write_text(json.dumps(records, indent=0, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def grocery(tmp_path: Path) -> Path:
+    """Two products, two photographs each in train and one each in val; returns the folder that holds dataset/."""
+    dataset = tmp_path / "dataset"
+    products = {"Golden-Delicious": ("Fruit", "Apple"), "Oatly-Oat-Milk": ("Packages", "Oat-Milk")}
+    classes = [CLASSES_HEADER]
+    lists: dict[str, list[str]] = {"train": [], "val": []}
+    for number, (name, (kind, coarse)) in enumerate(products.items()):
+        iconic = f"/iconic-images-and-descriptions/{kind}/{coarse}/{name}/{name}"
+        classes.append(f"{name},{number},{coarse},{number},{iconic}_Iconic.jpg,{iconic}_Description.txt")
+        save_picture(dataset / f"{iconic[1:]}_Iconic.jpg")
+        text = f"\ufeff{name} tastes  good.\nFrom Arlagårdar.\n"
+        (dataset / f"{iconic[1:]}_Description.txt").write_text(text, encoding="utf-8")
+        for split, count in (("train", 2), ("val", 1)):
+            for shot in range(count):
+                path = f"{split}/{kind}/{coarse}/{name}/{name}_{shot:03}.jpg"
+                save_picture(dataset / path)
+                lists[split].append(f"{path}, {number}, {number}")
+    (dataset / "classes.csv").write_text("\n".join(classes) + "\n")
+    for split, lines in lists.items():
+        (dataset / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
