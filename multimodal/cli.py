@@ -1,0 +1,224 @@
+"""The command line: ``multimodal ask | train | evaluate | models | pull | demo``.
+
+Each command parses, calls one function of the library and prints. Errors that a user can mend are one line, not a stack
+trace. Heavy imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, or 1 after an error that the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"multimodal: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="multimodal", description="A fused model that answers about pictures.")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    ask = commands.add_parser("ask", help="ask about a picture")
+    ask.add_argument("image", type=Path, help="a picture: PNG, JPEG, WEBP, GIF, TIFF, BMP or DICOM")
+    ask.add_argument("prompt", help="what to ask")
+    ask.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
+    ask.add_argument("--max-new-tokens", type=int, default=128, help="length limit of the answer (default: 128)")
+    ask.add_argument("--trace", type=Path, metavar="PNG", help="draw where the model looked, and its gates, into a file")
+    ask.add_argument("--json", action="store_true", help="print the answer with its figures as JSON")
+    ask.set_defaults(run=_ask)
+
+    train = commands.add_parser("train", help="train a fused model; the same command goes on after an interruption")
+    train.add_argument("--data", action="append", required=True, metavar="DATA", help=_DATA_HELP + "; may be repeated")
+    train.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the trained model")
+    train.add_argument("--model", default="embedded", help="a preset to start from, or a trained folder to go on with")
+    train.add_argument("--cache", type=Path, help="folder for picture features (default: in the output folder)")
+    train.add_argument("--epochs", type=float, default=6, help="passes over the data (default: 6)")
+    train.add_argument("--batch-size", type=int, default=32, help="questions in a step (default: 32)")
+    train.add_argument("--learning-rate", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
+    train.add_argument("--save-steps", type=int, default=200, help="steps between checkpoints (default: 200)")
+    train.add_argument("--max-steps", type=int, default=-1, help="stop after so many steps (default: never)")
+    train.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="exact match of greedy answers on a data set")
+    evaluate.add_argument("--data", action="append", required=True, metavar="DATA", help=_DATA_HELP)
+    evaluate.add_argument("--split", default="validation", help="which split (default: validation)")
+    evaluate.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
+    evaluate.add_argument("--shuffle-images", action="store_true", help="give every question another one's pictures")
+    evaluate.add_argument("--limit", type=int, help="only the first so many questions")
+    evaluate.add_argument("--batch-size", type=int, default=32, help="questions at a time (default: 32)")
+    evaluate.add_argument("--output", type=Path, metavar="JSONL", help="write every answer into a file")
+    evaluate.set_defaults(run=_evaluate)
+
+    models = commands.add_parser("models", help="list models and pretrained parts, and what is here")
+    models.set_defaults(run=_models)
+
+    pull = commands.add_parser("pull", help="fetch pretrained parts, so that nothing later needs a network")
+    pull.add_argument("names", nargs="*", help="parts or hub ids (default: what the embedded model needs)")
+    pull.set_defaults(run=_pull)
+    return parser
+
+
+_DATA_HELP = "slake:FOLDER, grocery:FOLDER, grocery-descriptions:FOLDER or a .jsonl file"
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from multimodal.images import load_image
+
+    image = load_image(options.image)  # a bad picture is told before the model is loaded
+    _quiet()
+    from multimodal.model import MultiModalModel
+
+    model = MultiModalModel.from_pretrained(options.model)
+    tracing = options.trace is not None
+    stream = model.stream(options.prompt, image, max_new_tokens=options.max_new_tokens, trace=tracing)
+    for piece in stream:
+        if not options.json:
+            print(piece, end="", flush=True)
+    answer = stream.answer
+    assert answer is not None
+    if options.json:
+        print(json.dumps(_answer_as_dict(answer), indent=2, ensure_ascii=False))
+    else:
+        print()
+    if tracing:
+        from multimodal.drawing import draw_trace
+
+        draw_trace(image, answer).save(options.trace)
+        print(f"drawn: {options.trace}", file=sys.stderr)
+    return 0
+
+
+def _answer_as_dict(answer: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    found: dict[str, Any] = {
+        "text": answer.text,
+        "confidence": round(answer.confidence, 4),
+        "finished": answer.finished,
+        "timings": {name: round(seconds, 4) for name, seconds in asdict(answer.timings).items()},
+        "usage": asdict(answer.usage),
+    }
+    if answer.trace is not None:
+        openness = answer.trace.openness()[0].tolist()
+        found["gates"] = [[token, round(gate, 4)] for token, gate in zip(answer.tokens, openness, strict=True)]
+    return found
+
+
+def _train(options: argparse.Namespace) -> int:
+    import torch
+
+    from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor
+    from multimodal.presets import PRESETS, build
+    from multimodal.training.train import TrainingSettings, train
+
+    if options.model in PRESETS:
+        model, processor = build(options.model)
+    else:
+        model = FusionForConditionalGeneration.from_pretrained(options.model)
+        processor = FusionProcessor.from_pretrained(options.model)
+    model.to(torch.bfloat16)
+    _print_table(
+        ["part", "parameters", "trained"],
+        [[part.name, f"{part.parameters:,}", f"{part.trainable:,}"] for part in model.trainable_parts()],
+    )
+    settings = TrainingSettings(
+        data=options.data,
+        output=options.output,
+        cache=options.cache or options.output / "features",
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        save_steps=options.save_steps,
+        max_steps=options.max_steps,
+    )
+    train(model, processor, settings)
+    print(f"saved in {options.output}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    _quiet()
+    from multimodal.data import read
+    from multimodal.model import MultiModalModel
+    from multimodal.training.evaluation import accuracy_by, predict, shuffle_images
+
+    model = MultiModalModel.from_pretrained(options.model)
+    lines = []
+    for name in options.data:
+        samples = read(name, options.split)[: options.limit]
+        if options.shuffle_images:
+            samples = shuffle_images(samples)
+        predictions = predict(model, samples, batch_size=options.batch_size)
+        lines += predictions
+        rows = [[group, str(count), f"{100 * share:.1f} %"] for group, count, share in accuracy_by(predictions)]
+        print(f"{name}, {options.split}{', pictures shuffled' if options.shuffle_images else ''}")
+        _print_table(["questions", "number", "exact match"], rows)
+    if options.output:
+        with options.output.open("w", encoding="utf-8") as file:
+            for line in lines:
+                row = {"id": line.sample.id, "answer": line.sample.answer, "said": line.text, "correct": line.correct}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return 0
+
+
+def _models(_options: argparse.Namespace) -> int:
+    from multimodal.presets import PRESETS
+    from multimodal.weights import parts
+
+    trained = Path(__file__).parent.parent / "assets"
+    rows = [
+        [name, "trained" if (trained / name / "config.json").is_file() else "to be trained", preset.about]
+        for name, preset in PRESETS.items()
+    ]
+    _print_table(["model", "state", "about"], rows)
+    _print_table(
+        ["part", "state", "size", "licence", "about"],
+        [[part.name, part.state, f"{part.size / 1e6:.0f} MB", part.licence, part.description] for part in parts()],
+    )
+    return 0
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from multimodal.weights import pull
+
+    pull(options.names or None)
+    return 0
+
+
+def _quiet() -> None:
+    """No progress bars of the loading of weights, which takes a second."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _print_table(head: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""MultiModalModel: the friendly face. A picture and a prompt go in, an answer comes out, whole or word by word.
+
+It brings pictures through ``images.py``, asks the fused model, and reports what it cost and how sure the model was. It
+keeps no state between questions, so one model can answer several at once.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor, FusionTrace
+from multimodal.images import load_image
+
+ASSETS = Path(__file__).parent.parent / "assets"
+DEFAULT_MODEL = "embedded"
+
+
+class ModelError(RuntimeError):
+    """A model or a prompt that cannot be used; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer took: tokens read, tokens written, pictures."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds.
+
+    Attributes:
+        prepare: Loading and preparing pictures and prompt.
+        first_token: From the call to the first token.
+        total: From the call to the last token.
+    """
+
+    prepare: float
+    first_token: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what is known of it.
+
+    Attributes:
+        text: What the model says.
+        confidence: Geometric mean of the probabilities that the model gave to its tokens, 0 to 1. It ranks answers;
+            it is not the chance of being right.
+        timings: How long it took.
+        usage: What it took.
+        tokens: The answer's tokens as text, in order; they join to ``text`` and the end-of-answer token.
+        finished: False if the answer was stopped or ran into ``max_new_tokens``.
+        trace: Gates and attention, one row for each of ``tokens``; None without a picture or if not asked for.
+    """
+
+    text: str
+    confidence: float
+    timings: Timings
+    usage: Usage
+    tokens: tuple[str, ...]
+    finished: bool
+    trace: FusionTrace | None = None
+
+
+class _Stop(StoppingCriteria):
+    """Ends generation within one token of the flag being set, and notes when the first token came."""
+
+    def __init__(self, flag: threading.Event) -> None:
+        self.flag = flag
+        self.first_token: float | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """True for every row once the flag is set."""
+        if self.first_token is None:
+            self.first_token = time.perf_counter()
+        return torch.full((len(input_ids),), self.flag.is_set(), device=input_ids.device)
+
+
+class AnswerStream(Iterator[str]):
+    """Pieces of an answer as they are generated; ``answer`` is there once they are exhausted.
+
+    Leaving the loop early is not enough to stop the model: call :meth:`stop`, or use the stream as a context manager.
+    """
+
+    def __init__(
+        self,
+        model: MultiModalModel,
+        inputs: dict[str, torch.Tensor],
+        options: dict[str, Any],
+        *,
+        started: float,
+        trace: bool,
+    ) -> None:
+        self.answer: Answer | None = None
+        self._flag = threading.Event()
+        self._error: BaseException | None = None
+        self._streamer = TextIteratorStreamer(model.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._thread = threading.Thread(target=self._run, args=(model, inputs, options, started, trace), daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> str:
+        """The next piece; an error of the model is raised here."""
+        for piece in self._streamer:
+            if piece:  # the streamer holds back half words and gives nothing for special tokens
+                return piece
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
+
+    def __enter__(self) -> AnswerStream:
+        """Use as a context manager: generation has ended when the block is left."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop."""
+        self.stop()
+
+    def stop(self) -> None:
+        """End generation, within one token, and wait for it; ``answer`` then holds what there is."""
+        self._flag.set()
+        self._thread.join()
+
+    def _run(
+        self,
+        model: MultiModalModel,
+        inputs: dict[str, torch.Tensor],
+        options: dict[str, Any],
+        started: float,
+        trace: bool,
+    ) -> None:
+        try:
+            self.answer = self._generate(model, inputs, options, started, trace)
+        except BaseException as error:  # handed to the reader, who would otherwise wait for ever
+            self._error = error
+        finally:
+            self._streamer.text_queue.put(self._streamer.stop_signal)
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        model: MultiModalModel,
+        inputs: dict[str, torch.Tensor],
+        options: dict[str, Any],
+        started: float,
+        trace: bool,
+    ) -> Answer:
+        prepared = time.perf_counter()
+        watch = _Stop(self._flag)
+        prompt_length = inputs["input_ids"].shape[1]
+        output = model.model.generate(
+            **inputs,
+            **options,
+            streamer=self._streamer,
+            stopping_criteria=StoppingCriteriaList([watch]),
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        ended = time.perf_counter()
+        new = output.sequences[0, prompt_length:]
+        logprobs = torch.stack([step[0].float().log_softmax(-1) for step in output.logits])
+        chosen = logprobs.gather(1, new[:, None])  # (T_new, 1)
+        found = None
+        if trace and "pixel_values" in inputs:
+            found = model.model.trace(
+                output.sequences,
+                prompt_length=prompt_length,
+                pixel_values=inputs["pixel_values"],
+                attention_mask=inputs["attention_mask"],
+            )
+        tokenizer = model.processor.tokenizer
+        return Answer(
+            text=tokenizer.decode(new, skip_special_tokens=True).strip(),
+            confidence=math.exp(chosen.mean().item()),
+            timings=Timings(
+                prepare=prepared - started,
+                first_token=(watch.first_token or ended) - started,
+                total=ended - started,
+            ),
+            usage=Usage(
+                prompt_tokens=prompt_length,
+                completion_tokens=len(new),
+                images=inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0,
+            ),
+            tokens=tuple(tokenizer.decode(token) for token in new),
+            finished=int(new[-1]) in model.end_tokens,
+            trace=found,
+        )
+
+
+class MultiModalModel:
+    """A fused model, ready to be asked.
+
+    Args:
+        model: The fused model.
+        processor: Its processor.
+    """
+
+    def __init__(self, model: FusionForConditionalGeneration, processor: FusionProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path = DEFAULT_MODEL, *, dtype: torch.dtype | None = None, device: str | None = None
+    ) -> MultiModalModel:
+        """Load a trained model.
+
+        Args:
+            name: ``"embedded"``, or a folder or hub id with a fused checkpoint.
+            dtype: Of weights and computation; None takes bfloat16 where the hardware has it, else float32.
+            device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where there is one.
+
+        Raises:
+            ModelError: If there is no such model.
+            WeightsError: If a part of it is not here; ``multimodal pull`` fetches it.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        folder = model_folder(name)
+        model = FusionForConditionalGeneration.from_pretrained(folder, dtype=dtype or _fastest_dtype(device))
+        return cls(model.to(device), FusionProcessor.from_pretrained(folder))
+
+    @property
+    def end_tokens(self) -> set[int]:
+        """Ids of the tokens that end an answer."""
+        end = self.model.generation_config.eos_token_id
+        return set(end) if isinstance(end, list) else {end}
+
+    def __call__(self, prompt: str, image: Any = None, **options: Any) -> Answer:
+        """Answer a prompt about a picture, several, or none.
+
+        Args:
+            prompt: What to ask.
+            image: Anything that ``load_image`` takes, or a list of such.
+            **options: As for :meth:`stream`.
+
+        Raises:
+            ImageError: If a picture cannot be used.
+            ModelError: If the prompt is empty or too long.
+        """
+        stream = self.stream(prompt, image, **options)
+        for _ in stream:
+            pass
+        assert stream.answer is not None  # an error of the model was raised by the loop
+        return stream.answer
+
+    def stream(
+        self,
+        prompt: str,
+        image: Any = None,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        trace: bool = False,
+    ) -> AnswerStream:
+        """Answer piece by piece.
+
+        Args:
+            prompt: What to ask.
+            image: Anything that ``load_image`` takes, or a list of such; pictures stand before the prompt.
+            max_new_tokens: At most so many tokens.
+            temperature: 0 takes the likeliest token always.
+            top_p: With a temperature, sample from the likeliest tokens of this total probability.
+            trace: Also compute the trace (one more forward pass at the end).
+
+        Returns:
+            An iterator over pieces of text; its ``answer`` is there when it is exhausted, its ``stop()`` ends it.
+
+        Raises:
+            ImageError: If a picture cannot be used.
+            ModelError: If the prompt is empty or too long.
+        """
+        started = time.perf_counter()
+        inputs = self._prepare(prompt, _as_list(image), max_new_tokens)
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+        if temperature > 0:
+            options |= {"temperature": temperature, "top_p": top_p}
+        return AnswerStream(self, inputs, options, started=started, trace=trace)
+
+    def _prepare(self, prompt: str, images: Sequence[Any], max_new_tokens: int) -> dict[str, torch.Tensor]:
+        if not prompt.strip():
+            raise ModelError("the prompt is empty: ask something about the picture")
+        pictures = [load_image(image) for image in images]
+        content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt.strip()}]}]
+        inputs = self.processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            sanitize_control_tokens=True,  # a prompt may say "<image>" or "<|im_end|>" without meaning it
+        )
+        length, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
+        if length + max_new_tokens > limit:
+            raise ModelError(
+                f"the prompt has {length} tokens, which with {max_new_tokens} for the answer exceeds the model's "
+                f"{limit}: shorten it, or lower max_new_tokens"
+            )
+        return dict(inputs.to(self.model.device))
+
+
+def model_folder(name: str | Path) -> str:
+    """Where a trained model lies: our own assets, a folder, or the hub.
+
+    Raises:
+        ModelError: If it is neither.
+    """
+    own = ASSETS / str(name)
+    if (own / "config.json").is_file():
+        return str(own)
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        return str(path)
+    if len(path.parts) == 2 and not path.exists() and not path.is_absolute():
+        return str(name)  # a hub id
+    raise ModelError(
+        f"there is no trained model {str(name)!r}: give {DEFAULT_MODEL!r}, a folder that `multimodal train` made, "
+        "or a hub id (owner/name)"
+    )
+
+
+def _as_list(image: Any) -> list[Any]:
+    if image is None:
+        return []
+    return list(image) if isinstance(image, list | tuple) else [image]
+
+
+def _fastest_dtype(device: str) -> torch.dtype:
+    if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16

