@@ -109,10 +109,10 @@ def decoder_state_dict(name: str) -> dict[str, torch.Tensor]:
 
 def encoder_state_dict(name: str) -> dict[str, torch.Tensor]:
     """The tensors of an encoder under the names that they have in the fused model."""
-    folder = locate_base(name)
-    if not name.startswith(TORCHVISION_PREFIX) and _model_type(folder) == VisionConfig.model_type:
-        tensors = read_tensors(folder)
-    else:
+    config = None if name.startswith(TORCHVISION_PREFIX) else AutoConfig.from_pretrained(locate_base(name))
+    if isinstance(config, VisionConfig) and config.backend != "transformers":
+        tensors = read_tensors(locate_base(name))
+    else:  # transformers stores some models under other names than their modules'
         tensors = load_encoder(name).state_dict()
     return {f"model.vision_encoder.{key}": value for key, value in tensors.items()}
 

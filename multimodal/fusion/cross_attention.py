@@ -143,7 +143,8 @@ class CrossAttention(nn.Module):
             hidden_states: ``(B, T, D)``.
             keys: ``(B, K, S, C)``, from :meth:`keys_values`.
             values: ``(B, K, S, C)``, likewise.
-            attention_mask: ``(B, 1, T, S)`` boolean, True where a query may look; every row has at least one True.
+            attention_mask: ``(B, 1, T, S)``: boolean, True where a query may look, at least once in every row; or what
+                is added to the scores.
             output_attentions: Compute step by step and return the attention map as well.
 
         Returns:
@@ -155,12 +156,16 @@ class CrossAttention(nn.Module):
         if output_attentions:
             keys, values = (x.repeat_interleave(self.groups, dim=1) for x in (keys, values))  # (B, H, S, C)
             scores = queries @ keys.transpose(-1, -2) * self.head_dim**-0.5  # (B, H, T, S)
-            if attention_mask is not None:
+            if attention_mask is not None and attention_mask.dtype == torch.bool:
                 scores = scores.masked_fill(~attention_mask, float("-inf"))
+            elif attention_mask is not None:
+                scores = scores + attention_mask
             weights = scores.softmax(-1, dtype=torch.float32)
             attention_map = weights.mean(1)  # (B, T, S)
             attended = weights.to(values.dtype) @ values  # (B, H, T, C)
         else:
+            if attention_mask is not None and attention_mask.dtype != torch.bool:
+                attention_mask = attention_mask.to(queries.dtype)
             attended = functional.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=attention_mask, enable_gqa=self.groups > 1
             )

@@ -75,7 +75,7 @@ class FusionPreTrainedModel(PreTrainedModel):
             init.zeros_(module.token_weight.weight)
             init.zeros_(module.token_weight.bias)
         if isinstance(module, RegionResampler):
-            init.normal_(module.latents, std=0.02)
+            module.reset_parameters()
 
 
 class FusionModel(FusionPreTrainedModel):
@@ -341,23 +341,27 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, config: FusionConfig | None = None, **kwargs: Any
+        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
     ) -> FusionForConditionalGeneration:
         """Load a fused model; the weights of its bases, which its checkpoint leaves out, come from where they are.
 
         Args:
             pretrained_model_name_or_path: Folder or hub id.
             *args: As in transformers.
-            config: Use this configuration instead of the stored one.
-            **kwargs: As in transformers (``dtype``, ``device_map``, ``revision``, ...).
+            **kwargs: As in transformers (``config``, ``dtype``, ``device_map``, ``revision``, ...).
+
+        Returns:
+            The model in evaluation mode; with ``output_loading_info`` a pair, of which it is the first.
         """
         if pretrained_model_name_or_path is None:
-            return super().from_pretrained(None, *args, config=config, **kwargs)
+            return super().from_pretrained(None, *args, **kwargs)
         hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "subfolder") if key in kwargs}
+        config = kwargs.pop("config", None)
         if config is None:
             config = FusionConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        if config.text_base is None and config.vision_base is None:
-            model = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        has_bases = config.text_base is not None or config.vision_base is not None
+        if not has_bases:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         else:
             state_dict: dict[str, torch.Tensor] = {}
             if config.text_base is not None and not config.trainable_decoder:
@@ -366,14 +370,16 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
                 state_dict |= encoder_state_dict(config.vision_base)
             trained = read_tensors(pretrained_model_name_or_path, **hub)
             state_dict |= trained
-            kwargs.setdefault("dtype", next(iter(trained.values())).dtype)
+            kwargs.setdefault("dtype", next(t.dtype for t in trained.values() if t.is_floating_point()))
             for key in hub:
                 kwargs.pop(key)
-            model = super().from_pretrained(None, *args, config=config, state_dict=state_dict, **kwargs)
+            loaded = super().from_pretrained(None, *args, config=config, state_dict=state_dict, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if has_bases:
             model.name_or_path = str(pretrained_model_name_or_path)
             model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         model.set_trainable(vision_stages=config.trainable_vision_stages, decoder=config.trainable_decoder)
-        return model
+        return loaded
 
     def save_pretrained(self, save_directory: Any, *, state_dict: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Save the configuration and what was trained; frozen bases are named in it, not copied.
@@ -386,6 +392,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         state_dict = self.state_dict() if state_dict is None else state_dict
         frozen = self._frozen_prefixes()
         kept = {name: tensor for name, tensor in state_dict.items() if not self._is_left_out(name, frozen)}
+        # Under the names of the modules, by which `from_pretrained` puts them in the place of the bases' own.
+        kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, state_dict=kept, **kwargs)
 
     def _frozen_prefixes(self) -> tuple[list[str], list[str]]:

@@ -151,7 +151,7 @@ class FusionProcessor(ProcessorMixin):
         Raises:
             ValueError: If there is no text, or a row's pictures are not as many as its placeholders.
         """
-        if text is None:
+        if not text:
             raise ValueError("text is missing: a picture needs a prompt with its placeholder")
         texts = [text] if isinstance(text, str) else list(text)
         merged = self._merge_kwargs(FusionProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
@@ -192,16 +192,19 @@ def _spare_token(tokenizer: Any, folder: str) -> str:
 def _deal_out(images: Any, counts: list[int]) -> list[list[Any]]:
     """One list of pictures for each row, as many as the row has placeholders."""
     if images is None:
-        rows: list[list[Any]] = [[] for _ in counts]
-    elif is_valid_image(images):
-        rows = [[images], *([] for _ in counts[1:])] if len(counts) == 1 else _deal_flat([images], counts)
-    elif any(isinstance(row, list | tuple) or row is None for row in images):
+        images = []
+    elif not isinstance(images, list | tuple):
+        images = [images]
+    if any(isinstance(row, list | tuple) or row is None for row in images):
         rows = [list(row) if isinstance(row, list | tuple) else [] if row is None else [row] for row in images]
         if len(rows) != len(counts):
             raise ValueError(f"{len(rows)} lists of pictures were given for {len(counts)} rows of text")
     else:
         rows = _deal_flat(list(images), counts)
     for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        for image in row:
+            if not is_valid_image(image):
+                raise ValueError(f"row {index}: {image!r:.80} is no picture: give PIL images, arrays or tensors")
         if len(row) != count:
             raise ValueError(
                 f"row {index} has {count} image placeholders but {len(row)} pictures: "
@@ -211,7 +214,8 @@ def _deal_out(images: Any, counts: list[int]) -> list[list[Any]]:
 
 
 def _deal_flat(images: list[Any], counts: list[int]) -> list[list[Any]]:
-    rows, start = [], 0
+    rows: list[list[Any]] = []
+    start = 0
     for count in counts:
         rows.append(images[start : start + count])
         start += count

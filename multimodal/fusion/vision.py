@@ -105,6 +105,7 @@ def _efficientnet_lite_trunk(config: VisionConfig) -> nn.Module:
 
 def _transformers_trunk(config: VisionConfig) -> nn.Module:
     backbone = dict(config.backbone_config or {})
+    backbone.pop("dtype", None)  # the fused model's own holds
     backbone_config = AutoConfig.for_model(backbone.pop("model_type", config.name), **backbone)
     return AutoModel.from_config(backbone_config)
 
@@ -257,7 +258,7 @@ class VisionEncoder(PreTrainedModel):
         Raises:
             ValueError: For a transformers backbone.
         """
-        from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+        from transformers import ViTImageProcessor
 
         if self.config.backend == "transformers":
             raise ValueError("load the backbone's own image processor with AutoImageProcessor.from_pretrained")
@@ -265,7 +266,7 @@ class VisionEncoder(PreTrainedModel):
         mean, std = (EFFICIENTNET_LITE_MEAN, EFFICIENTNET_LITE_STD) if lite else (IMAGENET_MEAN, IMAGENET_STD)
         if self.config.name in TORCHVISION_HALF:
             mean = std = [0.5] * 3
-        return ViTImageProcessorPil(
+        return ViTImageProcessor(
             size={"height": self.config.image_size, "width": self.config.image_size},
             resample=3 if lite else 2,
             image_mean=mean,

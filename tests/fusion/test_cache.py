@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ GREEDY = {"max_new_tokens": 7, "min_new_tokens": 7, "do_sample": False}
 STEPS = GREEDY["max_new_tokens"]
 
 
-def generate(model: FusionForConditionalGeneration, inputs: dict[str, Any], **options: Any) -> torch.Tensor:
+def generate(model: FusionForConditionalGeneration, inputs: dict[str, Any], **options: Any) -> Any:
     torch.manual_seed(3)
     return model.generate(**inputs, **{**GREEDY, **options})
 
@@ -101,9 +102,8 @@ def test_the_picture_matters_to_every_way_of_decoding(model: FusionForConditiona
     inputs = mixed_batch()
     other = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1) * 2}
     for decoding in ({}, {"num_beams": 3}, {"cache_implementation": "static"}):
-        assert not torch.equal(generate(model, inputs, **decoding)[1:], generate(model, other, **decoding)[1:]), (
-            decoding
-        )
+        answers, others = (generate(model, each, **decoding)[1:] for each in (inputs, other))
+        assert not torch.equal(answers, others), decoding
 
 
 # ---- prompt lookup
@@ -183,8 +183,9 @@ def test_interleaved_steps_do_not_disturb_each_other(model: FusionForConditional
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             output = model(token, attention_mask=mask, past_key_values=output.past_key_values)
 
-    alone = [[logits for logits, _ in zip(step_by_step(inputs), range(5), strict=False)] for inputs in (first, second)]
-    for step, both in enumerate(zip(step_by_step(first), step_by_step(second), range(5), strict=False)):
+    alone = [list(islice(step_by_step(inputs), 5)) for inputs in (first, second)]
+    turns = zip(step_by_step(first), step_by_step(second), strict=True)
+    for step, both in zip(range(5), turns, strict=False):
         for run in (0, 1):
             assert_same(both[run], alone[run][step], f"run {run}, step {step}")
 
@@ -231,7 +232,11 @@ def test_nothing_of_a_generation_stays_on_the_model() -> None:
 )
 def test_pictures_are_encoded_and_projected_once(decoding: dict[str, Any]) -> None:
     model, inputs = tiny_model(), mixed_batch()
-    projections = [block.attention.get_submodule("k_proj") for block in model.model.cross_attention_blocks]
+    projections = [
+        block.get_submodule(f"attention.{name}")
+        for block in model.model.cross_attention_blocks.children()
+        for name in ("k_proj", "v_proj")
+    ]
     with (
         calls(model.model.vision_encoder) as encoded,
         calls(model.model.resampler) as resampled,
@@ -387,7 +392,7 @@ def test_cache_rows_can_be_chosen_and_repeated(model: FusionForConditionalGenera
     rows = torch.tensor([0, 0, 1, 1, 2, 2])
     assert_close(model(token[rows], attention_mask=mask[rows], past_key_values=cache).logits, expected[rows])
     cache = prefilled()
-    rows = torch.tensor([1, 1, 2])
+    rows = torch.LongTensor([1, 1, 2])
     cache.reorder_cache(rows)
     assert_close(model(token[rows], attention_mask=mask[rows], past_key_values=cache).logits, expected[rows])
 

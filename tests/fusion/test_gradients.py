@@ -38,7 +38,9 @@ def test_a_shut_gate_receives_gradient(gate: str, visibility: str) -> None:
         assert module.alpha.grad.abs().max() > 1e-6
         assert not module.alpha.any()
         if isinstance(module, DynamicGate):  # moves once alpha has moved
-            assert not module.token_weight.weight.grad.any()
+            token_weight = module.token_weight.weight.grad
+            assert token_weight is not None
+            assert not token_weight.any()
 
 
 def test_open_gates_pass_gradient_to_everything_before_them(gate: str) -> None:
@@ -98,6 +100,7 @@ def test_a_fresh_model_trains_the_fusion_only() -> None:
     assert {group_of(name) for name, p in tiny_model().named_parameters() if p.requires_grad} == {"fusion"}
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(gate: str, reentrant: bool) -> None:
     model, inputs = tiny_model(gate=gate).train(), mixed_batch()
@@ -112,6 +115,7 @@ def test_gradient_checkpointing_changes_nothing(gate: str, reentrant: bool) -> N
         assert_close(received[name], gradient, name)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 def test_gradient_checkpointing_with_a_frozen_decoder() -> None:
     model, inputs = tiny_model().train(), mixed_batch()
     expected_loss = step(model, inputs)
@@ -147,24 +151,29 @@ def test_training_overfits_and_then_needs_the_picture(gate: str) -> None:
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[:, -1] = inputs["input_ids"][:, -1]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0)
+    optimizer = torch.optim.AdamW(trained, lr=2e-2, weight_decay=0)
     losses = []
-    for _ in range(40):
+    for _ in range(30):
         loss = model(**inputs, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 < losses[0], losses[::10]
-    shuffled = {**inputs, "pixel_values": inputs["pixel_values"].roll(1, dims=0)}
-    with torch.no_grad():
-        assert model(**shuffled, labels=labels).loss > 10 * losses[-1]
+    assert losses[-1] < 0.2 * losses[0], losses[::10]
+
+    def answers(pixel_values: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**{**inputs, "pixel_values": pixel_values}).logits[:, -2].argmax(-1)
+
+    pixel_values, expected = inputs["pixel_values"], inputs["input_ids"][:, -1]
+    assert_same(answers(pixel_values), expected)
+    assert_same(answers(pixel_values.roll(1, dims=0)), expected.roll(1), "the answer goes with its picture")
 
 
 def test_batch_norm_keeps_its_statistics_in_training() -> None:
     from multimodal.fusion import VisionEncoder
 
-    encoder = VisionEncoder.create(backend="torchvision", name="resnet18", image_size=32)
+    encoder = VisionEncoder.create(backend="torchvision", name="mobilenet_v3_small", image_size=32)
     model = tiny_model(vision_config=encoder.config).train()
     model.set_trainable(vision_stages=1)
     before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}

@@ -6,13 +6,32 @@ Axes: B batch, T text tokens, I images.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from multimodal.fusion import DynamicGate, FusionConfig, FusionForConditionalGeneration, TanhGate, VisionEncoder
+from multimodal.fusion.cross_attention import FeedForward
 
 PAD, BOS, EOS, IMAGE = 0, 1, 2, 3
 VOCABULARY = 97
@@ -77,7 +96,7 @@ def tiny_model(*, seed: int = 0, shut: bool = False, **options: Any) -> FusionFo
 
 
 def open_gates(model: nn.Module, *, seed: int = 1) -> None:
-    """Random gates far from zero, and for dynamic ones a weight that differs from token to token."""
+    """Random gates far from zero, for dynamic ones a weight that differs from token to token; no branch is shut."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, TanhGate):
@@ -85,6 +104,8 @@ def open_gates(model: nn.Module, *, seed: int = 1) -> None:
         if isinstance(module, DynamicGate):
             nn.init.normal_(module.token_weight.weight, std=0.3, generator=generator)
             nn.init.normal_(module.token_weight.bias, std=0.3, generator=generator)
+        if isinstance(module, FeedForward) and not module.down_proj.weight.any():  # the resampler's start so
+            nn.init.normal_(module.down_proj.weight, std=0.2, generator=generator)
 
 
 def bare_decoder(model: FusionForConditionalGeneration) -> LlamaForCausalLM:
@@ -166,3 +187,69 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str = "", *
 def assert_differs(actual: torch.Tensor, expected: torch.Tensor, what: str = "", *, least: float = 1e-3) -> None:
     difference = largest_difference(actual, expected)
     assert difference >= least, f"{what}: largest difference {difference:.3g}, expected at least {least:.3g}"
+
+
+# ---- parts on disk
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz .,?!:\n"
+IMAGE_TOKEN = "<image>"
+
+
+def tiny_tokenizer(*, with_image: bool = True) -> PreTrainedTokenizerFast:
+    """One token for each letter and a few special ones, ``<image>`` among them or not."""
+    special = ["<pad>", "<|im_start|>", "<|im_end|>", *([IMAGE_TOKEN] if with_image else []), "<spare>"]
+    vocabulary = {token: index for index, token in enumerate([*special, "<unk>", *LETTERS])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
+        additional_special_tokens=[token for token in special if token in (IMAGE_TOKEN, "<spare>")],
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>'"
+        " + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    return tokenizer
+
+
+def save_decoder(folder: Path, *, kind: str = "llama", seed: int = 0, with_image: bool = True, **changes: Any) -> Path:
+    """A random decoder and its tokenizer."""
+    tokenizer = tiny_tokenizer(with_image=with_image)
+    options = text_config(**{"vocab_size": VOCABULARY, **changes}).to_dict()
+    options.pop("model_type")
+    options.pop("architectures", None)
+    torch.manual_seed(seed)
+    decoder = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
+    decoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_encoder(folder: Path, *, kind: str = "vit", seed: int = 0) -> Path:
+    """A random image encoder and its image processor: ``vit``, ``clip`` (both towers) or ``fusion_vision``."""
+    torch.manual_seed(seed)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    if kind == "clip":
+        vision = {**VIT, "model_type": "clip_vision_model"}
+        text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = CLIPConfig(text_config={**text, "vocab_size": 20}, vision_config=vision, projection_dim=8)
+        CLIPModel(config).save_pretrained(folder)
+        CLIPImageProcessor(size=size, crop_size=size).save_pretrained(folder)
+    elif kind == "vit":
+        ViTModel(ViTConfig(**VIT)).save_pretrained(folder)
+        ViTImageProcessor(size=size).save_pretrained(folder)
+    else:
+        encoder = VisionEncoder.create(backend="torchvision", name="mobilenet_v3_small", image_size=IMAGE_SIZE)
+        encoder.save_pretrained(folder)
+    return folder
+
+
+def photo(seed: int = 0, *, side: int = 40) -> Image.Image:
+    """A small noisy picture."""
+    pixels = torch.randint(0, 256, (side, side + 8, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(pixels.to(torch.uint8).numpy())
