@@ -7,20 +7,22 @@ keeps no state between questions, so one model can answer several at once.
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor, FusionTrace
+from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, FusionProcessor, FusionTrace
 from multimodal.images import load_image
+from multimodal.presets import trained_folder
 
-ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT_MODEL = "embedded"
 
 
@@ -62,7 +64,8 @@ class Answer:
             it is not the chance of being right.
         timings: How long it took.
         usage: What it took.
-        tokens: The answer's tokens as text, in order; they join to ``text`` and the end-of-answer token.
+        tokens: What each of the answer's tokens adds to the text, in order, the end-of-answer token included. Where
+            several tokens make one character, the last of them has it and the others are empty.
         finished: False if the answer was stopped or ran into ``max_new_tokens``.
         trace: Gates and attention, one row for each of ``tokens``; None without a picture or if not asked for.
     """
@@ -91,7 +94,7 @@ class _Stop(StoppingCriteria):
 
 
 class AnswerStream(Iterator[str]):
-    """Pieces of an answer as they are generated; ``answer`` is there once they are exhausted.
+    """Pieces of an answer as they are generated; they join to its text, and ``answer`` is there at their end.
 
     Leaving the loop early is not enough to stop the model: call :meth:`stop`, or use the stream as a context manager.
     """
@@ -109,14 +112,14 @@ class AnswerStream(Iterator[str]):
         self._flag = threading.Event()
         self._error: BaseException | None = None
         self._streamer = TextIteratorStreamer(model.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._pieces = _stripped(self._streamer)
         self._thread = threading.Thread(target=self._run, args=(model, inputs, options, started, trace), daemon=True)
         self._thread.start()
 
     def __next__(self) -> str:
         """The next piece; an error of the model is raised here."""
-        for piece in self._streamer:
-            if piece:  # the streamer holds back half words and gives nothing for special tokens
-                return piece
+        for piece in self._pieces:
+            return piece
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -196,7 +199,7 @@ class AnswerStream(Iterator[str]):
                 completion_tokens=len(new),
                 images=inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0,
             ),
-            tokens=tuple(tokenizer.decode(token) for token in new),
+            tokens=_token_texts(tokenizer, new.tolist()),
             finished=int(new[-1]) in model.end_tokens,
             trace=found,
         )
@@ -230,15 +233,14 @@ class MultiModalModel:
             WeightsError: If a part of it is not here; ``multimodal pull`` fetches it.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        folder = model_folder(name)
-        model = FusionForConditionalGeneration.from_pretrained(folder, dtype=dtype or _fastest_dtype(device))
-        return cls(model.to(device), FusionProcessor.from_pretrained(folder))
+        model, processor = load(name, dtype=dtype or fastest_dtype(device))
+        return cls(model.to(device), processor)
 
     @property
     def end_tokens(self) -> set[int]:
         """Ids of the tokens that end an answer."""
         end = self.model.generation_config.eos_token_id
-        return set(end) if isinstance(end, list) else {end}
+        return set(end) if isinstance(end, list) else set() if end is None else {end}
 
     def __call__(self, prompt: str, image: Any = None, **options: Any) -> Answer:
         """Answer a prompt about a picture, several, or none.
@@ -250,11 +252,11 @@ class MultiModalModel:
 
         Raises:
             ImageError: If a picture cannot be used.
-            ModelError: If the prompt is empty or too long.
+            ModelError: If the prompt is empty or too long, or an option is out of range.
         """
-        stream = self.stream(prompt, image, **options)
-        for _ in stream:
-            pass
+        with self.stream(prompt, image, **options) as stream:
+            for _ in stream:
+                pass
         assert stream.answer is not None  # an error of the model was raised by the loop
         return stream.answer
 
@@ -273,9 +275,9 @@ class MultiModalModel:
         Args:
             prompt: What to ask.
             image: Anything that ``load_image`` takes, or a list of such; pictures stand before the prompt.
-            max_new_tokens: At most so many tokens.
+            max_new_tokens: At most so many tokens, from 1.
             temperature: 0 takes the likeliest token always.
-            top_p: With a temperature, sample from the likeliest tokens of this total probability.
+            top_p: With a temperature, sample from the likeliest tokens of this total probability, 0 to 1.
             trace: Also compute the trace (one more forward pass at the end).
 
         Returns:
@@ -283,56 +285,102 @@ class MultiModalModel:
 
         Raises:
             ImageError: If a picture cannot be used.
-            ModelError: If the prompt is empty or too long.
+            ModelError: If the prompt is empty or too long, or an option is out of range.
         """
         started = time.perf_counter()
+        for option, value, fits, range_ in (
+            ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 or more"),
+            ("temperature", temperature, temperature >= 0, "0 or more"),
+            ("top_p", top_p, 0 < top_p <= 1, "above 0, at most 1"),
+        ):
+            if not fits:
+                raise ModelError(f"{option}={value} must be {range_}")
         inputs = self._prepare(prompt, _as_list(image), max_new_tokens)
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             options |= {"temperature": temperature, "top_p": top_p}
         return AnswerStream(self, inputs, options, started=started, trace=trace)
 
-    def _prepare(self, prompt: str, images: Sequence[Any], max_new_tokens: int) -> dict[str, torch.Tensor]:
-        if not prompt.strip():
-            raise ModelError("the prompt is empty: ask something about the picture")
-        pictures = [load_image(image) for image in images]
-        content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt.strip()}]}]
+    def encode(self, conversations: Sequence[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+        """The model's inputs for several conversations, pictures included.
+
+        Args:
+            conversations: As :func:`conversation` makes them. Their text may say "<image>" or "<|im_end|>" without
+                meaning it.
+        """
         inputs = self.processor.apply_chat_template(
-            messages,
+            list(conversations),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            sanitize_control_tokens=True,  # a prompt may say "<image>" or "<|im_end|>" without meaning it
+            sanitize_control_tokens=True,
         )
+        return dict(inputs.to(self.model.device))
+
+    def _prepare(self, prompt: str, images: Sequence[Any], max_new_tokens: int) -> dict[str, torch.Tensor]:
+        if not prompt.strip():
+            raise ModelError("the prompt is empty: ask something about the picture")
+        inputs = self.encode([conversation(prompt, [load_image(image) for image in images])])
         length, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
         if length + max_new_tokens > limit:
             raise ModelError(
                 f"the prompt has {length} tokens, which with {max_new_tokens} for the answer exceeds the model's "
                 f"{limit}: shorten it, or lower max_new_tokens"
             )
-        return dict(inputs.to(self.model.device))
+        return inputs
 
 
-def model_folder(name: str | Path) -> str:
-    """Where a trained model lies: our own assets, a folder, or the hub.
+def conversation(prompt: str, images: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """The chat that asks one question: the pictures first, then the text. Training and answering share it."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": prompt.strip()}]}]
+
+
+def load(
+    name: str | Path, *, dtype: torch.dtype | None = None
+) -> tuple[FusionForConditionalGeneration, FusionProcessor]:
+    """Load a trained model and its processor: our own, from a folder, or from the hub.
+
+    Args:
+        name: ``"embedded"``, a folder that ``multimodal train`` made, or a hub id (``owner/name``).
+        dtype: None takes the stored one.
 
     Raises:
-        ModelError: If it is neither.
+        ModelError: If there is no such model.
+        WeightsError: If a part of it is not here; ``multimodal pull`` fetches it.
     """
-    own = ASSETS / str(name)
-    if (own / "config.json").is_file():
-        return str(own)
-    path = Path(name).expanduser()
-    if (path / "config.json").is_file():
-        return str(path)
-    if len(path.parts) == 2 and not path.exists() and not path.is_absolute():
-        return str(name)  # a hub id
-    raise ModelError(
-        f"there is no trained model {str(name)!r}: give {DEFAULT_MODEL!r}, a folder that `multimodal train` made, "
-        "or a hub id (owner/name)"
-    )
+    folder = trained_folder(str(name)) or Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        source = str(folder)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not folder.exists():
+        source = str(name)
+    else:
+        raise ModelError(
+            f"there is no trained model {str(name)!r}: give {DEFAULT_MODEL!r}, a folder that `multimodal train` made, "
+            "or a hub id (owner/name)"
+        )
+    try:
+        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+        if kind != FusionConfig.model_type:
+            raise ModelError(f"{source} holds a {kind} model, not a fused one: `multimodal train` makes one of it")
+        options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        model = FusionForConditionalGeneration.from_pretrained(source, **options)
+        return model, FusionProcessor.from_pretrained(source)
+    except OSError as error:  # a file is missing, or the hub does not answer
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"the model {source!r} cannot be loaded: {reason}") from error
+
+
+def fastest_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the hardware computes in it, else float32."""
+    if device.startswith("cuda"):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device == "cpu":
+        native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        native = True
+    return torch.bfloat16 if native else torch.float32
 
 
 def _as_list(image: Any) -> list[Any]:
@@ -341,7 +389,18 @@ def _as_list(image: Any) -> list[Any]:
     return list(image) if isinstance(image, list | tuple) else [image]
 
 
-def _fastest_dtype(device: str) -> torch.dtype:
-    if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.float32
-    return torch.bfloat16
+def _stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """The same text in pieces that are not empty, without white space at its two ends."""
+    held, begun = "", False
+    for piece in pieces:
+        text = held + piece if begun else piece.lstrip()
+        shown = text.rstrip()
+        held = text[len(shown) :]
+        if shown:
+            begun = True
+            yield shown
+
+
+def _token_texts(tokenizer: Any, tokens: list[int]) -> tuple[str, ...]:
+    stream = DecodeStream(skip_special_tokens=False)
+    return tuple(stream.step(tokenizer.backend_tokenizer, token) or "" for token in tokens)

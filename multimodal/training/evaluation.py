@@ -9,14 +9,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from multimodal.data import Sample, exact_match
 from multimodal.images import load_image
-from multimodal.model import MultiModalModel
-from multimodal.training.collator import conversation
+from multimodal.model import MultiModalModel, conversation
 
 MAX_ANSWER_TOKENS = 24  # the longest short answer of SLAKE's training split has 22
 CACHED_PICTURES = 128  # the questions of SLAKE stand in order of their pictures
@@ -32,14 +32,21 @@ class Prediction:
 
 
 def shuffle_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
-    """Give every question the pictures of a random other one; none keeps its own where another can be had."""
+    """Give every question the pictures of a random other one, never its own unless all have the same.
+
+    Questions without a picture stay as they are.
+    """
     chance = random.Random(seed)
-    shuffled = []
-    for sample in samples:
-        others = [other.images for other in chance.sample(samples, min(16, len(samples)))]
-        images = next((images for images in others if images != sample.images), sample.images)
-        shuffled.append(replace(sample, images=images))
-    return shuffled
+    pool = [sample.images for sample in samples if sample.images]
+
+    def others(images: tuple[Path, ...]) -> tuple[Path, ...]:
+        while (drawn := chance.choice(pool)) == images:
+            pass
+        return drawn
+
+    if len(set(pool)) < 2:
+        return list(samples)
+    return [replace(sample, images=others(sample.images)) if sample.images else sample for sample in samples]
 
 
 @torch.inference_mode()
@@ -60,19 +67,15 @@ def predict(
     Raises:
         ImageError: If a picture cannot be used.
     """
-    processor, tokenizer = model.processor, model.processor.tokenizer
     load = lru_cache(CACHED_PICTURES)(load_image)
     predictions = []
     for start in tqdm(range(0, len(samples), batch_size), desc="answers", disable=not progress):
         batch = samples[start : start + batch_size]
-        prompts = [processor.apply_chat_template(conversation(s), add_generation_prompt=True) for s in batch]
-        images = [[load(path) for path in sample.images] for sample in batch]
-        inputs = processor(
-            text=prompts, images=images if any(images) else None, add_special_tokens=False, return_tensors="pt"
-        ).to(model.model.device)
+        inputs = model.encode([conversation(s.question, [load(path) for path in s.images]) for s in batch])
         sequences = model.model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
         answers = sequences[:, inputs["input_ids"].shape[1] :]
-        for sample, text in zip(batch, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
+        texts = model.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        for sample, text in zip(batch, texts, strict=True):
             predictions.append(Prediction(sample, text.strip(), exact_match(text, sample.answer)))
     return predictions
 

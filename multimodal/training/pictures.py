@@ -1,0 +1,77 @@
+"""Pictures on their way into a batch: opened, augmented and prepared each time they are drawn.
+
+This is for an encoder that is trained; the features of a frozen one are kept (see ``features.py``). Both draw by a
+seed: the same seed gives the same numbers, in this run or in one that goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from multimodal.data import DataError
+from multimodal.images import ImageError, load_image
+from multimodal.training.augmentation import augment
+
+NAMED = 5  # broken pictures that an error names; more would hide what it says
+
+
+class Pictures(Protocol):
+    """What pictures become in a batch.
+
+    Attributes:
+        key: The model's argument that takes it.
+    """
+
+    key: str
+
+    def draw(self, path: Path, seed: str) -> torch.Tensor:
+        """One view of a picture, without the axes of rows and pictures."""
+
+
+class LivePictures:
+    """Pixel values ``(3, height, width)``, augmented anew in every draw.
+
+    Args:
+        paths: The pictures. Each is opened once, so that a broken one is told before training.
+        image_processor: What prepares pictures for the encoder.
+        augmentation: A kind of :mod:`multimodal.training.augmentation`.
+
+    Raises:
+        DataError: If a picture cannot be used.
+    """
+
+    key = "pixel_values"
+
+    def __init__(self, paths: Iterable[Path], *, image_processor: Any, augmentation: str) -> None:
+        self.image_processor, self.augmentation = image_processor, augmentation
+        check_pictures(paths)
+
+    def draw(self, path: Path, seed: str) -> torch.Tensor:
+        """One augmented view, prepared for the encoder."""
+        view = augment(load_image(path), self.augmentation, seed)
+        return self.image_processor(view, return_tensors="pt")["pixel_values"][0]
+
+
+def check_pictures(paths: Iterable[Path]) -> None:
+    """Open every picture once: minutes before hours of work, not after them.
+
+    Raises:
+        DataError: If any cannot be used; it names them and says what is wrong with the first.
+    """
+    broken: list[tuple[Path, ImageError]] = []
+    for path in tqdm(sorted(set(paths)), desc="checking pictures"):
+        try:
+            load_image(path)
+        except ImageError as error:
+            broken.append((path, error))
+    if not broken:
+        return
+    path, first = broken[0]
+    others = ", ".join(str(path) for path, _ in broken[1:NAMED]) + (", ..." if len(broken) > NAMED else "")
+    also = f" (and {len(broken) - 1} more that cannot be used: {others})" if others else ""
+    raise DataError(f"this picture {first.problem}{also}", file=path, remedy=first.remedy)
