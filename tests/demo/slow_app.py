@@ -1,0 +1,28 @@
+"""The demo as it is, but its model takes so many seconds over each token: ``python -m tests.demo.slow_app 0.1 ...``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import demo.app
+from multimodal.model import MultiModalModel
+
+SECONDS = float(sys.argv[1])
+load = demo.app._load
+
+
+def load_slow(name: str) -> MultiModalModel:
+    model = load(name)
+    model.model.lm_head.register_forward_hook(pause)
+    return model
+
+
+def pause(*_: Any) -> None:
+    time.sleep(SECONDS)
+
+
+if __name__ == "__main__":
+    demo.app._load = load_slow
+    sys.exit(demo.app.main(sys.argv[2:]))

@@ -1,0 +1,245 @@
+"""The demo without a browser: how questions begin and end, what is said of an answer, and what the page promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import demo
+from demo.asking import Asking, Step
+from multimodal.model import Answer, ModelError, MultiModalModel
+
+pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
+
+from demo import app, page
+from demo.explanation import doing, figures, heat_legend, word_buttons
+from multimodal.drawing import Word, answer_words
+from tests.demo.tiny import free_port
+
+ROOT = Path(demo.__file__).parent.parent
+LONG = 400  # tokens; the tiny model never ends by itself
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> MultiModalModel:
+    return MultiModalModel.from_pretrained(tiny_folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def asking(model: MultiModalModel) -> Iterator[Asking]:
+    """One whose model counts the tokens that it makes, in ``asking.made``."""
+    asking = Asking(lambda: model)
+    asking.made = 0
+
+    def made_one(*_: Any) -> None:
+        asking.made += 1
+
+    hook = model.model.lm_head.register_forward_hook(made_one)
+    asking.start()
+    asking.wait()
+    yield asking
+    hook.remove()
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.linear_gradient("L").convert("RGB")
+
+
+def ask(asking: Asking, picture: Image.Image, *, session: str = "me", tokens: int = LONG) -> Iterator[Step]:
+    number = asking.new_question(session)
+    return asking.ask(session, number, "What is this?", picture, max_new_tokens=tokens)
+
+
+def read(steps: Iterator[Step], *, words: int) -> Step:
+    """Read until so many words are there."""
+    return next(step for step in steps if len(step.text.split()) >= words)
+
+
+def generating() -> bool:
+    """Whether any thread still writes an answer."""
+    return any("AnswerStream" in str(getattr(thread, "_target", "")) for thread in threading.enumerate())
+
+
+# ---- asking
+
+
+def test_an_answer_grows_and_comes_with_its_trace(asking: Asking, picture: Image.Image) -> None:
+    steps = list(ask(asking, picture, tokens=12))
+    texts = [step.text for step in steps]
+    assert texts == sorted(texts, key=len) and len(set(texts)) > 5
+    answer = steps[-1].answer
+    assert answer is not None and answer.trace is not None
+    assert answer.usage.completion_tokens == 12 and not answer.finished
+    assert all(step.answer is None for step in steps[:-1])
+
+
+def test_stop_ends_generation_and_gives_what_was_written(asking: Asking, picture: Image.Image) -> None:
+    steps = ask(asking, picture)
+    text = read(steps, words=3).text
+    answer = asking.stop("me")
+    assert answer is not None and answer.text.startswith(text.strip()) and not answer.finished
+    assert 3 <= answer.usage.completion_tokens < LONG
+    assert not generating()
+    assert list(steps) == [], "a question that was stopped says nothing more"
+    assert asking.stop("me") is None
+
+
+def test_a_new_question_ends_the_one_before(asking: Asking, picture: Image.Image) -> None:
+    first = ask(asking, picture)
+    read(first, words=3)
+    second = ask(asking, picture, tokens=8)
+    assert not generating()
+    assert asking.made < LONG
+    assert list(first) == []
+    assert list(second)[-1].answer is not None
+
+
+def test_somebody_who_goes_away_ends_their_own_answer_only(asking: Asking, picture: Image.Image) -> None:
+    mine, yours = ask(asking, picture, session="me"), ask(asking, picture, session="you", tokens=40)
+    read(mine, words=3)
+    read(yours, words=3)
+    mine.close()  # as Gradio does when the browser has gone
+    assert list(yours)[-1].answer is not None
+    assert not generating()
+
+
+def test_a_question_that_is_withdrawn_before_its_turn_generates_nothing(asking: Asking, picture: Image.Image) -> None:
+    steps = ask(asking, picture)
+    assert asking.stop("me") is None
+    assert list(steps) == []
+    assert list(asking.ask("me", 0, "What is this?", picture, max_new_tokens=8)) == []
+    assert asking.made == 0
+
+
+def test_asking_while_the_model_loads_says_so(model: MultiModalModel, picture: Image.Image) -> None:
+    loaded = threading.Event()
+    asking = Asking(lambda: loaded.wait(60) and model)
+    asking.start()
+    steps = ask(asking, picture, tokens=4)
+    assert "loading" in next(steps).doing
+    loaded.set()
+    assert list(steps)[-1].answer is not None
+
+
+def test_a_question_can_be_withdrawn_while_the_model_loads(picture: Image.Image) -> None:
+    asking = Asking(lambda: None)  # never started
+    steps = ask(asking, picture)
+    assert "loading" in next(steps).doing
+    asking.stop("me")
+    assert list(steps) == []
+
+
+def test_errors_reach_the_asker(model: MultiModalModel, picture: Image.Image) -> None:
+    def fail() -> MultiModalModel:
+        raise ModelError("there is no such model")
+
+    asking = Asking(fail)
+    asking.start()
+    with pytest.raises(ModelError, match="no such model"):
+        asking.wait()
+    with pytest.raises(ModelError, match="no such model"):
+        list(ask(asking, picture))
+    working = Asking(lambda: model)
+    working.start()
+    with pytest.raises(ModelError, match="exceeds"):
+        list(ask(working, picture, tokens=10**6))
+    assert list(ask(working, picture, tokens=4))[-1].answer is not None
+
+
+# ---- what is said of an answer
+
+
+@pytest.fixture(scope="module")
+def answer(model: MultiModalModel) -> Answer:
+    return model("What is this?", Image.linear_gradient("L"), max_new_tokens=6, trace=True)
+
+
+def test_figures_say_what_confidence_is_not(answer: Answer) -> None:
+    text = figures(replace(answer, confidence=0.615))
+    assert "62 %" in text or "61 %" in text
+    assert "not the chance" in text
+    assert "cut short" in text and "cut short" not in figures(replace(answer, finished=True))
+
+
+def test_every_word_is_a_button_under_a_bar_of_its_openness() -> None:
+    text = word_buttons([Word("Left", 0, 1, 0.25), Word("lung", 1, 2, 0.5)])
+    assert text.count("<button") == 3 and 'data-word="-1" aria-pressed="true"' in text
+    assert "height:50.0%" in text and "height:100.0%" in text
+    assert "they end at 0.5" in text
+
+
+def test_what_a_model_or_a_person_wrote_is_escaped() -> None:
+    evil = "<script>alert(1)</script>\"'"
+    for text in (word_buttons([Word(evil, 0, 1, 0.1)]), doing(evil)):
+        assert "<script" not in text and "&lt;script" in text and "\"'" not in text
+
+
+def test_heat_is_explained(answer: Answer) -> None:
+    assert "4.2 times" in heat_legend(4.2, 4.2)
+    assert "shut" in heat_legend(0.0, 3.0)
+
+
+def test_attention_to_a_word_and_to_the_whole_answer(answer: Answer, picture: Image.Image) -> None:
+    found = page.Explained(picture, answer, answer_words(answer))
+    drawings = [page._looked(found, index)[0] for index in (-1, 0, 1)]
+    assert all(drawing.size == picture.size for drawing in drawings)
+    assert drawings[1].tobytes() != drawings[2].tobytes()
+    assert page._looked(found, 10**6)[0].tobytes() == drawings[0].tobytes(), "no such word: the whole answer"
+
+
+# ---- the page and its start
+
+
+def test_the_page_reports_nothing_and_names_no_other_host(model: MultiModalModel) -> None:
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    blocks = page.build(Asking(lambda: model), model_name="<b>tiny</b>")
+    config = str(blocks.get_config_file())
+    assert not blocks.analytics_enabled
+    assert "Not a medical device" in config
+    assert "&lt;b&gt;tiny" in config and "<b>tiny" not in config
+    assert "googleapis" not in config and "gstatic" not in config
+    options = page.launch_options()
+    assert not options["theme"]._stylesheets
+    assert options["max_file_size"] and not options["run_history"] and not options["share"]
+
+
+def test_pictures_are_made_small_enough_to_keep() -> None:
+    image = Image.new("RGB", (5000, 100))
+    assert page._fitted(image, 2048).size == (2048, 41) and image.size == (5000, 100)
+    assert page._fitted(Image.new("RGB", (50, 10)), 2048).size == (50, 10)
+
+
+def test_the_model_is_chosen_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MULTIMODAL_MODEL", raising=False)
+    assert app._parser().parse_args([]).model == "embedded"
+    assert app._parser().parse_args([]).host == "127.0.0.1"
+    monkeypatch.setenv("MULTIMODAL_MODEL", "mine")
+    assert app._parser().parse_args([]).model == "mine"
+    assert app._parser().parse_args(["--model", "other", "--port", "7000"]).model == "other"
+
+
+def test_a_missing_model_ends_the_demo_with_one_line(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nowhere")
+    done = subprocess.run(
+        [sys.executable, "-m", "demo.app", "--model", missing, "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=500,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert "Open http://127.0.0.1:" in done.stdout
+    assert "there is no trained model" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("multimodal-demo-*")), "its folder is gone"

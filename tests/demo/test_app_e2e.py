@@ -1,0 +1,288 @@
+"""The demo as a person uses it: a real server, a real browser (Debian's Chromium, headless).
+
+The model is tiny and random, and takes its time over each token so that it can be stopped midway; the last test asks
+the embedded model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import demo
+from tests.demo.tiny import free_port
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install -e '.[test]'")
+pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium"),
+]
+
+ROOT = Path(demo.__file__).parent.parent
+ASSETS = ROOT / "assets"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 120  # seconds for anything to appear: the machine may be busy
+SLOW = 0.15  # seconds for each token
+
+
+@contextmanager
+def server(folder: Path | str, temporary: Path, *, seconds: float) -> Iterator[str]:
+    """The address of a running demo."""
+    port = free_port()
+    log = temporary / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.demo.slow_app", str(seconds), "--model", str(folder), "--port", str(port)],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            deadline = time.monotonic() + 2 * PATIENCE
+            while "The model is ready" not in log.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+            assert "Traceback" not in log.read_text(), log.read_text()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+    assert not list(temporary.glob("multimodal-demo-*")), "what was uploaded is gone with the server"
+
+
+@pytest.fixture(scope="module")
+def address(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with server(tiny_folder, tmp_path_factory.mktemp("demo"), seconds=SLOW) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A person on the page, and what the browser has to say of it."""
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.address = address
+        self.page = browser.new_page(**options)
+        self.page.set_default_timeout(1000 * PATIENCE)
+        self.elsewhere: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", self._note_request)
+        self.page.on("console", lambda entry: self.errors.append(entry.text) if entry.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(address)
+        self.page.locator("#ask").wait_for()
+
+    def _note_request(self, request: Any) -> None:
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+    def upload(self, name: str, content: bytes) -> None:
+        self.page.locator("#upload input[type=file]").set_input_files(
+            [{"name": name, "mimeType": "application/octet-stream", "buffer": content}]
+        )
+
+    def upload_picture(self, path: Path) -> None:
+        self.upload(path.name, path.read_bytes())
+        self.page.locator("#picture img").wait_for()
+
+    def limit(self, tokens: int) -> None:
+        if not self.page.locator("#length").is_visible():
+            self.page.get_by_role("button", name="Options").click()
+        field = self.page.locator("#length input[type=number]")
+        field.fill(str(tokens))
+        field.press("Tab")
+
+    def ask(self, question: str) -> None:
+        box = self.page.locator("#prompt textarea")
+        box.fill(question)
+        box.press("Enter")
+
+    def answer(self) -> str:
+        return self.page.locator("#answer textarea").input_value()
+
+    def words(self) -> int:
+        return len(self.answer().split())
+
+    def wait_for_words(self, count: int) -> None:
+        self.page.wait_for_function(
+            "count => document.querySelector('#answer textarea').value.trim().split(/\\s+/).length >= count", arg=count
+        )
+
+    def wait_until_done(self) -> None:
+        self.page.locator("#status .figures").wait_for()
+        self.page.locator("#ask").wait_for()
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Visit]:
+    """A visit during which nothing may be asked of other hosts and nothing may go wrong in the browser."""
+    visit = Visit(browser, address)
+    yield visit
+    visit.page.close()
+    assert visit.elsewhere == []
+    assert visit.errors == []
+
+
+def test_upload_ask_read_look_and_stop(visit: Visit) -> None:
+    page = visit.page
+    assert page.get_by_text("Not a medical device").is_visible()
+    visit.upload_picture(ASSETS / "samples" / "chest_film.png")
+    visit.limit(16)
+
+    visit.ask("What is abnormal in this X-ray?")
+    lengths: list[int] = []
+    while not page.locator("#status .figures").is_visible():
+        lengths.append(visit.words())
+        page.wait_for_timeout(100)
+    assert len(set(lengths) - {0}) > 2 and lengths == sorted(lengths), f"the answer did not grow: {lengths}"
+    assert visit.words() == 16
+    assert "not the chance" in page.locator("#status").inner_text()
+
+    overlay = page.locator("#overlay img")
+    overlay.wait_for()
+    assert overlay.evaluate("image => image.decode().then(() => image.naturalWidth)") == 512
+    whole = overlay.get_attribute("src")
+    words = page.locator("#words .list button")
+    assert words.count() == 16
+    words.nth(3).press("Enter")  # the keyboard reaches them
+    page.wait_for_function("before => document.querySelector('#overlay img').src !== before", arg=whole)
+    assert words.nth(3).get_attribute("aria-pressed") == "true"
+
+    visit.limit(512)  # more than a minute
+    visit.ask("Describe this film at length.")
+    page.locator("#explanation").wait_for(state="hidden")
+    visit.wait_for_words(4)
+    page.locator("#stop").click()
+    visit.wait_until_done()
+    stopped = visit.answer()
+    assert 4 <= len(stopped.split()) < 200
+    assert "cut short" in page.locator("#status").inner_text()
+    page.locator("#overlay img").wait_for()
+    page.wait_for_timeout(10 * 1000 * SLOW)
+    assert visit.answer() == stopped, "the text still grows"
+
+    visit.limit(8)
+    visit.ask("And now?")
+    visit.wait_until_done()
+    assert visit.words() == 8
+
+
+def test_what_cannot_be_used_is_told_clearly(visit: Visit) -> None:
+    page = visit.page
+    toasts = page.get_by_test_id("toast-body")
+    visit.ask("What is this?")
+    toasts.filter(has_text="Add a picture first").wait_for()
+
+    visit.upload("notes.png", b"%PDF-1.7 not a picture")
+    toasts.filter(has_text="'notes.png' is a PDF document, not a picture").wait_for()
+    whole = (ASSETS / "samples" / "label.png").read_bytes()
+    visit.upload("broken.png", whole[: len(whole) // 2])
+    toasts.filter(has_text="'broken.png' is damaged or cut short").wait_for()
+    assert page.locator("#picture").count() == 0
+
+    visit.upload_picture(ASSETS / "samples" / "label.png")
+    visit.ask("   ")
+    toasts.filter(has_text="Type what you want to know").wait_for()
+    assert visit.answer() == ""
+    assert not page.locator("#stop").is_visible()
+
+
+def test_pictures_that_browsers_cannot_show_are_shown_all_the_same(visit: Visit, tmp_path: Path) -> None:
+    film = tmp_path / "film.tif"
+    Image.linear_gradient("L").convert("I;16").save(film)
+    visit.upload_picture(film)
+    assert visit.page.locator("#picture img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 256
+
+
+def test_a_sample_is_one_click_and_a_new_question_ends_the_old_one(visit: Visit) -> None:
+    page = visit.page
+    page.locator("#samples button").first.click()
+    page.locator("#picture img").wait_for()
+    assert page.locator("#prompt textarea").input_value() == "What is abnormal in this X-ray?"
+    visit.limit(512)
+    page.locator("#ask").click()
+    visit.wait_for_words(3)
+    visit.limit(8)
+    visit.ask("Something else?")
+    visit.wait_until_done()
+    assert visit.words() == 8
+    page.wait_for_timeout(5 * 1000 * SLOW)
+    assert visit.words() == 8, "the first answer still comes"
+
+
+def test_people_who_leave_make_room_for_others(browser: Any, address: str, visit: Visit) -> None:
+    others = [Visit(browser, address) for _ in range(3)]  # more than are answered at once
+    for other in others:
+        other.page.locator("#samples button").first.click()
+        other.page.locator("#picture img").wait_for()
+        other.limit(512)
+        other.ask("Describe this at length.")
+        other.page.locator("#stop").wait_for()
+    others[0].wait_for_words(2)
+    for other in others:
+        other.page.close()
+    started = time.monotonic()
+    visit.upload_picture(ASSETS / "samples" / "label.png")
+    visit.limit(8)
+    visit.ask("What is this?")
+    visit.wait_until_done()
+    assert visit.words() == 8
+    assert time.monotonic() - started < 512 * SLOW, "it had to wait for answers that nobody reads"
+
+
+def test_a_phone_needs_no_sideways_scrolling(browser: Any, address: str) -> None:
+    visit = Visit(browser, address, viewport={"width": 390, "height": 844})
+    visit.page.locator("#samples button").first.click()
+    visit.page.locator("#picture img").wait_for()
+    visit.limit(24)
+    visit.ask("What is this?")
+    visit.wait_until_done()
+    visit.page.locator("#overlay img").wait_for()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+    visit.page.close()
+
+
+@pytest.mark.skipif(
+    not (ASSETS / "embedded" / "config.json").is_file(), reason="the embedded model has not been trained yet"
+)
+def test_the_embedded_model_answers_about_a_sample(browser: Any, tmp_path: Path) -> None:
+    with server("embedded", tmp_path, seconds=0) as address:
+        visit = Visit(browser, address)
+        visit.upload_picture(ASSETS / "samples" / "chest_film.png")
+        visit.limit(16)
+        visit.ask("What modality is used to take this image?")
+        visit.wait_until_done()
+        assert re.search(r"\w", visit.answer())
+        visit.page.locator("#overlay img").wait_for()
+        visit.page.close()
+        assert visit.elsewhere == [] and visit.errors == []
