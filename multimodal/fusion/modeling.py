@@ -322,6 +322,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             raise ValueError(f"{', '.join(sorted(unknown))}: FusionConfig has no such field")
         decoder = load_decoder(text)
         encoder = vision if isinstance(vision, VisionEncoder) else load_encoder(vision)
+        decoder.config.name_or_path = encoder.config.name_or_path = ""  # a folder of this machine, maybe
         config = FusionConfig(
             text_config=decoder.config,
             vision_config=encoder.config,

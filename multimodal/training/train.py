@@ -250,6 +250,7 @@ def train(
             step, steps = trainer.state.global_step, trainer.state.max_steps
             raise KeyboardInterrupt(f"stopped after step {step} of {steps}: the same command goes on from there")
     model.to(dtype).eval()
+    model.config.use_cache = model.config.text_config.use_cache  # Trainer turned it off
     model.save_pretrained(settings.output)
     processor.save_pretrained(settings.output)
     return model
