@@ -12,7 +12,7 @@ the newest number of a session is wanted, so a question that still waits for its
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Asking:
 
     def ask(
         self, session: str, number: int, prompt: str, picture: Image.Image, *, max_new_tokens: int
-    ) -> Iterator[Step]:
+    ) -> Generator[Step]:
         """Answer a question step by step; closing the iterator ends the generation.
 
         Args:

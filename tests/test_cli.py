@@ -278,7 +278,7 @@ class TestParts:
     def test_pull_fetches_what_is_named(
         self, words: list[str], names: list[str] | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asked = []
+        asked: list[list[str] | None] = []
         monkeypatch.setattr(weights, "pull", asked.append)
         assert main(["pull", *words]) == 0
         assert asked == [names]

@@ -127,6 +127,7 @@ class TestAnswer:
         assert said(one) == said(model(QUESTION, image, max_new_tokens=6))
         two = model(QUESTION, [image, draw("blue", 1)], max_new_tokens=6, trace=True)
         assert two.usage.images == 2 and two.trace is not None and two.trace.attention.shape[3] == 2
+        nothing: Any
         for nothing in (None, [], ()):
             answer = model(QUESTION, nothing, max_new_tokens=6, trace=True)
             assert answer.usage.images == 0 and answer.trace is None and answer.text

@@ -74,10 +74,7 @@ def scratch() -> Any:
     return build("resnet101-12l")
 
 
-@pytest.mark.slow
 class TestFromScratch:
-    """43 million parameters of encoder alone: the time goes into their random numbers."""
-
     def test_architecture(self, scratch: tuple[FusionForConditionalGeneration, FusionProcessor]) -> None:
         model, processor = scratch
         config = model.config

@@ -32,8 +32,8 @@ def read(name_or_path: str | Path, split: str = "train", *, skip_bad: list[DataE
     """Reads a data set by the name that the command line takes.
 
     Args:
-        name_or_path: `slake:FOLDER` (English questions), `grocery:FOLDER`, `grocery-descriptions:FOLDER` (one split), or
-            the path of a `.jsonl` file.
+        name_or_path: `slake:FOLDER` (English questions), `grocery:FOLDER`, `grocery-descriptions:FOLDER` (it has one
+            split) or the path of a `.jsonl` file.
         split: `"train"`, `"validation"` (or `"validate"`, `"val"`) or `"test"`. A JSONL file has no splits.
         skip_bad: Where given, rows that can't be read are put here, as errors, instead of being raised.
 

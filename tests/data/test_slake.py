@@ -84,7 +84,7 @@ def test_a_missing_file_and_wrong_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no split 'val'"):
         read_slake(tmp_path, "val")
     with pytest.raises(ValueError, match="no language 'fr'"):
-        read_slake(tmp_path, language="fr")  # type: ignore[arg-type]
+        read_slake(tmp_path, language="fr")
 
 
 def test_empty_list_and_one_line(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The demo as it is, but its model takes so many seconds over each token: ``python -m tests.demo.slow_app 0.1 ...``."""
+"""The demo as it is, but its model takes so many seconds over each token and prints a line for it.
+
+``python -m tests.demo.slow_app 0.1 --model FOLDER --port PORT``
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ def load_slow(name: str) -> MultiModalModel:
 
 
 def pause(*_: Any) -> None:
+    print("token", flush=True)
     time.sleep(SECONDS)
 
 

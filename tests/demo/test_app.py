@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def picture() -> Image.Image:
     return Image.linear_gradient("L").convert("RGB")
 
 
-def ask(asking: Asking, picture: Image.Image, *, session: str = "me", tokens: int = LONG) -> Iterator[Step]:
+def ask(asking: Asking, picture: Image.Image, *, session: str = "me", tokens: int = LONG) -> Generator[Step]:
     number = asking.new_question(session)
     return asking.ask(session, number, "What is this?", picture, max_new_tokens=tokens)
 
@@ -124,7 +124,12 @@ def test_a_question_that_is_withdrawn_before_its_turn_generates_nothing(asking: 
 
 def test_asking_while_the_model_loads_says_so(model: MultiModalModel, picture: Image.Image) -> None:
     loaded = threading.Event()
-    asking = Asking(lambda: loaded.wait(60) and model)
+
+    def load() -> MultiModalModel:
+        loaded.wait(60)
+        return model
+
+    asking = Asking(load)
     asking.start()
     steps = ask(asking, picture, tokens=4)
     assert "loading" in next(steps).doing
@@ -133,7 +138,7 @@ def test_asking_while_the_model_loads_says_so(model: MultiModalModel, picture: I
 
 
 def test_a_question_can_be_withdrawn_while_the_model_loads(picture: Image.Image) -> None:
-    asking = Asking(lambda: None)  # never started
+    asking = Asking(MultiModalModel.from_pretrained)  # never started
     steps = ask(asking, picture)
     assert "loading" in next(steps).doing
     asking.stop("me")
