@@ -27,7 +27,8 @@ def main() -> int:
     options = parser.parse_args()
     image = photograph(options.address, options.sample, options.question)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(256, dither=Image.Dither.NONE).save(options.output, optimize=True)
+    palette = image.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(options.output, optimize=True)
     print(f"{options.output}: {image.width} x {image.height}, {options.output.stat().st_size / 1000:.0f} kB")
     return 0
 

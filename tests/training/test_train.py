@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,15 @@ def test_tensorboard_only_if_asked(bases: tuple[str, str], settings: TrainingSet
     assert list(asked.output.rglob("events.out.*"))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process that was started in the background may ignore SIGINT, and hands that on."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_at_once() -> None:
     with training.CheckpointOnInterrupt() as stop:
         signal.raise_signal(signal.SIGINT)
