@@ -6,10 +6,12 @@ keeps no state between questions, so one model can answer several at once.
 
 from __future__ import annotations
 
+import atexit
 import math
 import re
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +95,16 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.flag.is_set(), device=input_ids.device)
 
 
+# Answers in the making. A thread that still computes while Python shuts down would abort the process.
+_running: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    for stream in list(_running):
+        stream.stop()
+
+
 class AnswerStream(Iterator[str]):
     """Pieces of an answer as they are generated; they join to its text, and ``answer`` is there at their end.
 
@@ -114,6 +126,7 @@ class AnswerStream(Iterator[str]):
         self._streamer = TextIteratorStreamer(model.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._pieces = _stripped(self._streamer)
         self._thread = threading.Thread(target=self._run, args=(model, inputs, options, started, trace), daemon=True)
+        _running.add(self)
         self._thread.start()
 
     def __next__(self) -> str:
@@ -151,6 +164,7 @@ class AnswerStream(Iterator[str]):
         except BaseException as error:  # handed to the reader, who would otherwise wait for ever
             self._error = error
         finally:
+            _running.discard(self)
             self._streamer.text_queue.put(self._streamer.stop_signal)
 
     @torch.inference_mode()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -312,3 +314,14 @@ class TestEmbedded:
         films = embedded("What is in the picture?", SAMPLES / "chest_film.png").text
         products = embedded("What product is this?", SAMPLES / "product_shot.png").text
         assert films and products and films != products
+
+
+def test_a_process_may_end_in_the_middle_of_an_answer() -> None:
+    """Python would abort where a thread still computes when it shuts down."""
+    code = (
+        "from multimodal import MultiModalModel\n"
+        "stream = MultiModalModel.from_pretrained('embedded').stream('Tell me a story.', max_new_tokens=2000)\n"
+        "print(next(stream))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, bool(ended.stdout.strip())) == (0, True), ended.stderr[-2000:]
