@@ -61,7 +61,7 @@ PLAIN_TEMPLATE = """\
 """
 
 
-def chat_template(template: str, image_token: str = IMAGE_TOKEN) -> str:
+def template_with_images(template: str, image_token: str = IMAGE_TOKEN) -> str:
     """A decoder's own chat template, made to understand ``{"type": "image"}`` parts."""
     return _FLATTEN.replace("IMAGE_TOKEN", image_token) + template
 
@@ -78,7 +78,7 @@ class FusionProcessor(ProcessorMixin):
     Args:
         image_processor: The encoder's image processor.
         tokenizer: The decoder's tokenizer; it pads on the left, as generation needs.
-        chat_template: Jinja template of a conversation; see :func:`chat_template`.
+        chat_template: Jinja template of a conversation; see :func:`template_with_images`.
         image_token: The placeholder, one token of the tokenizer's vocabulary.
 
     Raises:
@@ -124,7 +124,7 @@ class FusionProcessor(ProcessorMixin):
         else:
             image_processor = load_image_processor(vision)
         template = chat_template or tokenizer.chat_template or PLAIN_TEMPLATE
-        return cls(image_processor, tokenizer, _with_images(template, image_token), image_token)
+        return cls(image_processor, tokenizer, template_with_images(template, image_token), image_token)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -168,10 +168,6 @@ class FusionProcessor(ProcessorMixin):
             pixel_values[filled] = pixels
             data["pixel_values"] = pixel_values
         return BatchFeature(data, tensor_type=return_tensors)
-
-
-def _with_images(template: str, image_token: str) -> str:
-    return chat_template(template, image_token)
 
 
 def _spare_token(tokenizer: Any, folder: str) -> str:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, ViTImageProcessor
 
 from multimodal.fusion import FusionProcessor
-from multimodal.fusion.processing import CHATML_TEMPLATE, chat_template
+from multimodal.fusion.processing import CHATML_TEMPLATE, template_with_images
 from tests.fusion.tiny import IMAGE_SIZE, text_config, tiny_model
 
 SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<image>"]
@@ -69,7 +69,7 @@ def save_tiny_model(folder: Path) -> Path:
     )
     model.save_pretrained(folder)
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    FusionProcessor(ViTImageProcessor(size=size), words, chat_template(CHATML_TEMPLATE)).save_pretrained(folder)
+    FusionProcessor(ViTImageProcessor(size=size), words, template_with_images(CHATML_TEMPLATE)).save_pretrained(folder)
     return folder
 
 
