@@ -22,11 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from multimodal.data.sample import DataError, RowError, Sample, picture, read_text, row
+from multimodal.data.sample import DataError, RowError, Sample, local_picture, read_lines, row
 
 PLACEHOLDER = "<image>"
 PICTURE_KEYS = ("image", "path", "url", "image_url")
-PICTURE_REMEDY = "Put it there, correct the path, or give the folder that paths are relative to (image_folder)"
 READ_KEYS = ("messages", "images", "image", "id")
 EXAMPLE = (
     '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}], "images": ["..."]}'
@@ -50,18 +49,23 @@ def read_jsonl(
         DataError: The file is missing or isn't UTF-8, or (without `skip_bad`) a line is broken JSON, lacks a key, names
             a picture that isn't there, or has more or fewer placeholders than pictures.
     """
+    return list(iterate_jsonl(path, image_folder, skip_bad=skip_bad))
+
+
+def iterate_jsonl(
+    path: str | Path, image_folder: str | Path | None = None, *, skip_bad: list[DataError] | None = None
+) -> Iterator[Sample]:
+    """Yields what `read_jsonl` returns, line by line: the file may be larger than memory."""
     file = Path(path)
     folder = file.parent if image_folder is None else Path(image_folder)
-    text = read_text(file, remedy="Give the path of a JSONL file")
-    samples = []
-    for line, content in enumerate(
-        text.split("\n"), start=1
-    ):  # splitlines() would also split at U+2028 inside a string
+    for line, content in enumerate(read_lines(file, remedy="Give the path of a JSONL file"), start=1):
         if not content.strip():
             continue
+        sample = None
         with row(file, line, skip_bad):
-            samples.append(sample_of(parsed(content), folder=folder, default_id=f"{file.stem}:{line}"))
-    return samples
+            sample = sample_of(parsed(content), folder=folder, default_id=f"{file.stem}:{line}")
+        if sample is not None:
+            yield sample
 
 
 def parsed(content: str) -> dict[str, Any]:
@@ -166,13 +170,6 @@ def paired(placed: list[str | None], listed: list[str]) -> list[str]:
         )
     rest = iter(listed)
     return [next(rest) if source is None else source for source in placed]
-
-
-def local_picture(source: str, folder: Path) -> Path:
-    """Returns the file of a picture, which must be on this machine."""
-    if source.startswith(("http://", "https://", "file://", "data:")):
-        raise RowError(f"the picture {source[:60]!r} is not a path", "Save the picture as a file and give its path")
-    return picture(folder / source, remedy=PICTURE_REMEDY)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,25 @@ CLASSES_HEADER = (
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder that holds slake/ and grocery/ as published, or a skip."""
-    if not (REAL / "slake").is_dir() or not (REAL / "grocery").is_dir():
-        pytest.skip(f"no slake/ and grocery/ in {REAL}: set MULTIMODAL_DATA to the folder that holds them")
+    """The folder that holds the data sets as published, or a skip."""
+    if missing := [name for name in ("slake", "vqa-rad", "grocery", "clothing") if not (REAL / name).is_dir()]:
+        pytest.skip(f"no {', '.join(missing)} in {REAL}: set MULTIMODAL_DATA to the folder that holds them")
     return REAL
 
 
-def save_picture(path: Path) -> Path:
+def save_picture(path: Path, size: tuple[int, int] = (4, 3)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 3), "red").save(path)
+    Image.new("RGB", size, "red").save(path)
+    return path
+
+
+def save_drawing(path: Path, seed: int, size: int = 96) -> Path:
+    """A picture of its own: no two seeds look alike, and one seed looks the same at every size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chance = random.Random(seed)
+    image = Image.new("L", (8, 8))
+    image.putdata([chance.randrange(256) for _ in range(64)])
+    image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB").save(path)
     return path
 
 
@@ -74,4 +85,36 @@ def grocery(tmp_path: Path) -> Path:
     (dataset / "classes.csv").write_text("\n".join(classes) + "\n")
     for split, lines in lists.items():
         (dataset / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def vqa_rad_record(**changes: Any) -> dict[str, Any]:
+    record = {
+        "qid": 4,
+        "image_name": "a.jpg",
+        "image_organ": "CHEST ",
+        "answer": "ultra\tsound",
+        "answer_type": "OPEN ",
+        "question_type": "MODALITY",
+        "question": " What type  of imaging is this?",
+        "phrase_type": "freeform",
+    }
+    return record | changes
+
+
+def write_vqa_rad(folder: Path, records: list[Any], name: str = "trainset.json") -> Path:
+    for record in records:
+        if isinstance(record, dict) and "image_name" in record:
+            save_picture(folder / "images" / record["image_name"])
+    (folder / name).write_text(json.dumps(records, indent=0))
+    return folder
+
+
+@pytest.fixture
+def clothing(tmp_path: Path) -> Path:
+    """Three classes with two pictures each in train, one class with one in validation."""
+    for number, name in enumerate(("longsleeve", "t-shirt", "hat")):
+        for shot in range(2):
+            save_drawing(tmp_path / "train" / name / f"{name}{shot}.jpg", seed=10 * number + shot)
+    save_drawing(tmp_path / "validation" / "hat" / "new.PNG", seed=99)
     return tmp_path

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from multimodal.data import DataError, read_grocery, read_grocery_descriptions
-from multimodal.data.grocery import DESCRIPTION_QUESTIONS, NAME_QUESTIONS
+from multimodal.data import DataError, read_grocery, read_grocery_categories, read_grocery_descriptions
+from multimodal.data.grocery import CATEGORY_QUESTIONS, DESCRIPTION_QUESTIONS, NAME_QUESTIONS
 
 
 def test_a_photograph_becomes_a_sample(grocery: Path) -> None:
@@ -33,13 +33,35 @@ def test_training_phrasings_vary_and_stay(grocery: Path) -> None:
     }
 
 
-def test_descriptions(grocery: Path) -> None:
-    first, _ = read_grocery_descriptions(grocery)
-    assert first.question in DESCRIPTION_QUESTIONS
+def test_categories(grocery: Path) -> None:
+    first, second = read_grocery_categories(grocery, "val")
+    assert (first.question, first.answer) == ("What kind of product is this?", "Apple")
+    assert (second.answer, second.meta) == ("Oat Milk", {"class_id": "1", "name": "Oatly Oat Milk"})
+    assert first.images == read_grocery(grocery, "val")[0].images
+    assert first.id == "grocery/category/val/Fruit/Apple/Golden-Delicious/Golden-Delicious_000"
+    asked = {sample.question for seed in range(10) for sample in read_grocery_categories(grocery, seed=seed)}
+    assert asked == set(CATEGORY_QUESTIONS)
+
+
+def test_descriptions_in_training(grocery: Path) -> None:
+    first, second, *photographs = read_grocery_descriptions(grocery)
     assert first.answer == "Golden-Delicious tastes good. From Arlagårdar."
-    assert first.images[0].name == "Golden-Delicious_Iconic.jpg"
+    assert [first.images[0].name, second.images[0].name] == [
+        "Golden-Delicious_Iconic.jpg",
+        "Oatly-Oat-Milk_Iconic.jpg",
+    ]
     assert first.id == "grocery/description/0"
     assert first.meta == {"class_id": "0", "coarse_class": "Apple", "name": "Golden Delicious"}
+    assert [sample.images for sample in photographs] == [sample.images for sample in read_grocery(grocery)]
+    assert [sample.answer for sample in photographs] == [first.answer] * 2 + [second.answer] * 2
+    asked = {sample.question for seed in range(10) for sample in read_grocery_descriptions(grocery, seed=seed)}
+    assert asked == set(DESCRIPTION_QUESTIONS)
+
+
+def test_descriptions_in_evaluation(grocery: Path) -> None:
+    samples = [sample for seed in range(10) for sample in read_grocery_descriptions(grocery, "val", seed=seed)]
+    assert {sample.question for sample in samples} == {"Describe this product for a shop."}
+    assert {sample.images for sample in samples} == {sample.images for sample in read_grocery(grocery, "val")}
 
 
 def append(text: str) -> Callable[[Path], object]:
@@ -68,22 +90,24 @@ def test_a_broken_line_is_named(
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("spoil", "reason", "lost"),
     [
-        (lambda text, picture: text.unlink(), "description .* is missing"),
-        (lambda text, picture: text.write_text(" \n"), "description .* is empty"),
-        (lambda text, picture: picture.unlink(), "picture .* is missing"),
+        (lambda text, picture: text.unlink(), "description .* is missing", 3),
+        (lambda text, picture: text.write_text(" \n"), "description .* is empty", 3),
+        (lambda text, picture: picture.unlink(), "picture .* is missing", 1),
     ],
 )
-def test_a_broken_product_is_named(grocery: Path, spoil: Callable[[Path, Path], object], reason: str) -> None:
+def test_a_broken_product_is_named(
+    grocery: Path, spoil: Callable[[Path, Path], object], reason: str, lost: int
+) -> None:
     folder = grocery / "dataset/iconic-images-and-descriptions/Packages/Oat-Milk/Oatly-Oat-Milk"
     spoil(folder / "Oatly-Oat-Milk_Description.txt", folder / "Oatly-Oat-Milk_Iconic.jpg")
     with pytest.raises(DataError, match=reason) as caught:
         read_grocery_descriptions(grocery)
     assert (caught.value.file.name, caught.value.line) == ("classes.csv", 3)
     skipped: list[DataError] = []
-    assert len(read_grocery_descriptions(grocery, skip_bad=skipped)) == 1
-    assert len(skipped) == 1
+    assert len(read_grocery_descriptions(grocery, skip_bad=skipped)) == 6 - lost
+    assert len(skipped) == lost  # the product, and each photograph that so has no description
 
 
 def test_missing_files_and_wrong_names(grocery: Path, tmp_path: Path) -> None:
@@ -103,4 +127,8 @@ def test_the_real_files(real_data: Path) -> None:
     train, val = (read_grocery(real_data / "grocery", split) for split in ("train", "val"))
     assert (len(train), len(val)) == (2640, 296)
     assert len({sample.answer for sample in train}) == 81
-    assert len(read_grocery_descriptions(real_data / "grocery")) == 81
+    assert {sample.answer for sample in read_grocery_categories(real_data / "grocery", "val")} <= {
+        sample.answer for sample in read_grocery_categories(real_data / "grocery")
+    }
+    assert len(read_grocery_descriptions(real_data / "grocery")) == 2640 + 81
+    assert len(read_grocery_descriptions(real_data / "grocery", "val")) == 296
