@@ -40,6 +40,9 @@ class FusionConfig(PreTrainedConfig):
         bases: What is known of those bases: source, revision, digest.
         trainable_vision_stages: Last stages of the encoder that are or were trained, and so are kept in a checkpoint.
         trainable_decoder: Whether the decoder is or was trained, and so is kept in a checkpoint.
+        confidence_scale: With ``confidence_bias``, turns the probability that the model gives to its answer into the
+            chance that it is right: its log-odds times the scale, plus the bias. ``multimodal calibrate`` fits both.
+        confidence_bias: See ``confidence_scale``.
 
     Raises:
         ValueError: If a value is unknown or does not fit the decoder.
@@ -68,6 +71,8 @@ class FusionConfig(PreTrainedConfig):
     bases: dict[str, Any] | None = None
     trainable_vision_stages: int = 0
     trainable_decoder: bool = False
+    confidence_scale: float = 1.0
+    confidence_bias: float = 0.0
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:

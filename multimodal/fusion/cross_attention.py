@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class BlockRecord:
-    """What one block did in one forward pass, kept only when a trace is asked for.
+    """What one block did in one forward pass, kept only when a trace is asked for; gradients flow through it.
 
     Attributes:
         attention_gate: ``(B, T)``, openness of the attention gate, 0 where a token sees no image.
@@ -237,9 +237,9 @@ class GatedCrossAttentionBlock(nn.Module):
         if context.records is not None:
             context.records.append(
                 BlockRecord(
-                    attention_gate=attention_openness.detach().float().masked_fill(unseen.squeeze(-1), 0),
-                    feed_forward_gate=feed_forward_openness.detach().float().masked_fill(unseen.squeeze(-1), 0),
-                    attention=attention_map.detach().masked_fill(unseen, 0),
+                    attention_gate=attention_openness.float().masked_fill(unseen.squeeze(-1), 0),
+                    feed_forward_gate=feed_forward_openness.float().masked_fill(unseen.squeeze(-1), 0),
+                    attention=attention_map.masked_fill(unseen, 0),
                 )
             )
         return hidden_states

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from multimodal.fusion.cache import FusionCache
 from multimodal.fusion.configuration import FusionConfig
 from multimodal.fusion.cross_attention import BlockRecord, GatedCrossAttentionBlock, VisionContext, visible_images
 from multimodal.fusion.gates import DynamicGate, TanhGate
+from multimodal.fusion.low_rank import DECODER_ADAPTER, LowRank, fold, read_low_rank, remove_low_rank
+from multimodal.fusion.prefix import PrefixStates, run_suffix
 from multimodal.fusion.resampler import RegionResampler
 from multimodal.fusion.trace import FusionTrace
 from multimodal.fusion.vision import VisionEncoder, VisionFeatures
@@ -118,46 +121,72 @@ class FusionModel(FusionPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
+        prefix_states: torch.Tensor | None = None,
+        prefix_keys: torch.Tensor | None = None,
+        prefix_values: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_trace: bool = False,
         **kwargs: Any,
     ) -> FusionModelOutput:
         """Run the decoder over text that may hold image placeholders.
 
+        With ``prefix_states``, ``prefix_keys`` and ``prefix_values`` (all or none, see ``prefix.py``), ``input_ids``
+        are only what stands behind a frozen prefix, and only the layers from the first with a block on are run over it.
+
         Args:
             input_ids: ``(B, T)``, one placeholder token for each image.
-            attention_mask: ``(B, T_past + T)``, 1 for tokens, 0 for padding.
+            attention_mask: ``(B, T_past + T)``, 1 for tokens, 0 for padding; with a prefix ``(B, P + T)``, padded on
+                the left over ``P``.
             position_ids: ``(B, T)``.
             past_key_values: The cache of what came before, pictures included.
             inputs_embeds: ``(B, T, D)`` instead of ``input_ids``; text only.
             pixel_values: ``(B, I, 3, height, width)``, the pictures whose placeholders stand in ``input_ids``, in
                 order; rows with fewer pictures are padded at the end.
             image_features: ``(B, I, R, D_vision)`` instead of ``pixel_values``: the encoder's output.
-            use_cache: Return a cache; by default yes, except in training.
-            output_trace: Return a :class:`FusionTrace`; all pictures must be in this pass.
+            prefix_states: ``(B, T, D)``, the tokens of ``input_ids`` as they enter the first layer with a block.
+            prefix_keys: ``(B, N, K, P, C)``, keys of the prefix for that layer and all ``N`` from there on.
+            prefix_values: ``(B, N, K, P, C)``, likewise.
+            use_cache: Return a cache; by default yes, except in training. There is none behind a prefix.
+            output_trace: Return a :class:`FusionTrace`; all pictures must be in this pass. It keeps its gradients.
             **kwargs: Handed to the decoder.
 
         Returns:
             The decoder's output; ``past_key_values`` is a :class:`FusionCache`.
 
         Raises:
-            ValueError: If the number of pictures does not fit the placeholders.
+            ValueError: If the number of pictures does not fit the placeholders, or a prefix not the decoder or the
+                other arguments.
         """
+        prefix = _prefix(prefix_states, prefix_keys, prefix_values)
+        if prefix is not None:
+            if input_ids is None or input_ids.shape != prefix.states.shape[:2]:
+                raise ValueError("a prefix needs the input_ids of the tokens behind it, (B, T) as in prefix_states")
+            if past_key_values is not None or inputs_embeds is not None or position_ids is not None or use_cache:
+                raise ValueError("a prefix goes with no cache, no inputs_embeds and no position_ids")
+            use_cache = False
         if use_cache is None:
             use_cache = self.config.text_config.use_cache and not self.training
         cache = self._fusion_cache(past_key_values, use_cache)
         records: list[BlockRecord] | None = [] if output_trace else None
         context, maps, grid = self._vision_context(input_ids, pixel_values, image_features, cache, records)
-        output = self.language_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=None if cache is None else cache.self_attention_cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            vision_context=context,
-            **kwargs,
-        )
+        if prefix is None:
+            output = self.language_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=None if cache is None else cache.self_attention_cache,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                vision_context=context,
+                **kwargs,
+            )
+        else:
+            first = self.config.cross_attention_layers[0]
+            output = BaseModelOutputWithPast(
+                last_hidden_state=run_suffix(
+                    self.language_model, prefix, first=first, attention_mask=attention_mask, vision_context=context
+                )
+            )
         trace = None
         if records is not None and maps is not None:
             trace = FusionTrace.from_records(
@@ -254,6 +283,14 @@ class FusionModel(FusionPreTrainedModel):
         return to_rows(regions).flatten(1, 2), None if maps is None else to_rows(maps), grid
 
 
+def _prefix(states: torch.Tensor | None, keys: torch.Tensor | None, values: torch.Tensor | None) -> PrefixStates | None:
+    if states is None and keys is None and values is None:
+        return None
+    if states is None or keys is None or values is None:
+        raise ValueError("prefix_states, prefix_keys and prefix_values belong together: give all or none")
+    return PrefixStates(states, keys, values)
+
+
 def _check_image_count(
     is_image: torch.Tensor, pictures: torch.Tensor | None, old_ordinals: torch.Tensor | None
 ) -> None:
@@ -282,12 +319,16 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
 
     Args:
         config: The fused model's configuration. Weights are random; see :meth:`fuse` and :meth:`from_pretrained`.
+
+    Attributes:
+        decoder_adapter: What was added to the weights of a decoder that a checkpoint names and does not hold.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__(config)
+        self.decoder_adapter: LowRank | None = None
         self.model = FusionModel(config)
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
@@ -300,7 +341,13 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
 
     @classmethod
     def fuse(
-        cls, *, text: str, vision: str | VisionEncoder, image_token_id: int, **options: Any
+        cls,
+        *,
+        text: str,
+        vision: str | VisionEncoder,
+        image_token_id: int,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> FusionForConditionalGeneration:
         """Join a pretrained decoder and a pretrained encoder; the gates are shut, so the decoder answers as before.
 
@@ -309,10 +356,11 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             vision: An image encoder: folder or hub id of a transformers vision model, ``"torchvision/resnet101"``,
                 the name of a known part, or a :class:`VisionEncoder`.
             image_token_id: The placeholder, a spare token of the decoder's vocabulary; see ``FusionProcessor.fuse``.
+            dtype: Of all parts, each rounded once, from its own; None takes the decoder's.
             **options: Other fields of :class:`FusionConfig`.
 
         Returns:
-            The model in the decoder's dtype, in evaluation mode.
+            The model, in evaluation mode.
 
         Raises:
             ValueError: If an option is unknown, or a part can not be used.
@@ -331,7 +379,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             image_token_id=image_token_id,
             **options,
         )
-        model = cls(config).to(decoder.dtype)
+        model = cls(config).to(dtype or decoder.dtype)
         model.model.language_model.load_state_dict(decoder.model.state_dict())
         model.lm_head.load_state_dict(decoder.lm_head.state_dict())
         model.model.vision_encoder.load_state_dict(encoder.state_dict())
@@ -365,18 +413,25 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         else:
             state_dict: dict[str, torch.Tensor] = {}
+            decoder_adapter: LowRank | None = None
             if config.text_base is not None and not config.trainable_decoder:
                 state_dict |= decoder_state_dict(config.text_base)
             if config.vision_base is not None:
                 state_dict |= encoder_state_dict(config.vision_base)
             trained = read_tensors(pretrained_model_name_or_path, **hub)
             state_dict |= trained
+            if config.text_base is not None and not config.trainable_decoder:
+                subfolder = "/".join(filter(None, [hub.get("subfolder"), DECODER_ADAPTER]))
+                decoder_adapter = read_low_rank(pretrained_model_name_or_path, **{**hub, "subfolder": subfolder})
+                if decoder_adapter is not None:
+                    fold(state_dict, decoder_adapter)
             kwargs.setdefault("dtype", next(t.dtype for t in trained.values() if t.is_floating_point()))
             for key in hub:
                 kwargs.pop(key)
             loaded = super().from_pretrained(None, *args, config=config, state_dict=state_dict, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if has_bases:
+            model.decoder_adapter = decoder_adapter
             model.name_or_path = str(pretrained_model_name_or_path)
             model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         model.set_trainable(vision_stages=config.trainable_vision_stages, decoder=config.trainable_decoder)
@@ -396,6 +451,11 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         # Under the names of the modules, by which `from_pretrained` puts them in the place of the bases' own.
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, state_dict=kept, **kwargs)
+        folder = Path(save_directory) / DECODER_ADAPTER
+        if self.decoder_adapter is not None and self.config.text_base is not None and not self.config.trainable_decoder:
+            self.decoder_adapter.save(folder, dtype=self.dtype)
+        else:
+            remove_low_rank(folder)  # that of another model which was saved there before
 
     def _frozen_prefixes(self) -> tuple[list[str], list[str]]:
         """Prefixes of what a checkpoint leaves out, and of what it keeps all the same."""
@@ -481,6 +541,9 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
+        prefix_states: torch.Tensor | None = None,
+        prefix_keys: torch.Tensor | None = None,
+        prefix_values: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -503,6 +566,9 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_features=image_features,
+            prefix_states=prefix_states,
+            prefix_keys=prefix_keys,
+            prefix_values=prefix_values,
             use_cache=use_cache,
             output_trace=output_trace,
             **kwargs,

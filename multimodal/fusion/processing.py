@@ -25,19 +25,19 @@ IMAGE_TOKEN = "<image>"
 _FLATTEN = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
-  {%- set content = namespace(text='') -%}
+  {%- set content = namespace(text='', images='') -%}
   {%- if message['content'] is string -%}
     {%- set content.text = message['content'] -%}
   {%- else -%}
     {%- for part in message['content'] -%}
       {%- if part['type'] == 'image' -%}
-        {%- set content.text = content.text + 'IMAGE_TOKEN' -%}
+        {%- set content.PLACE = content.PLACE + 'IMAGE_TOKEN' -%}
       {%- elif part['type'] == 'text' -%}
         {%- set content.text = content.text + part['text'] -%}
       {%- endif -%}
     {%- endfor -%}
   {%- endif -%}
-  {%- set flat.messages = flat.messages + [{'role': message['role'], 'content': content.text}] -%}
+  {%- set flat.messages = flat.messages + [{'role': message['role'], 'content': content.text + content.images}] -%}
 {%- endfor -%}
 {%- set messages = flat.messages -%}
 """
@@ -61,9 +61,16 @@ PLAIN_TEMPLATE = """\
 """
 
 
-def template_with_images(template: str, image_token: str = IMAGE_TOKEN) -> str:
-    """A decoder's own chat template, made to understand ``{"type": "image"}`` parts."""
-    return _FLATTEN.replace("IMAGE_TOKEN", image_token) + template
+def template_with_images(template: str, image_token: str = IMAGE_TOKEN, images_last: bool = False) -> str:
+    """A decoder's own chat template, made to understand ``{"type": "image"}`` parts.
+
+    Args:
+        template: Jinja template for messages of plain text.
+        image_token: The placeholder.
+        images_last: Put a message's pictures behind its text, whatever the order of its parts.
+    """
+    flatten = _FLATTEN.replace("PLACE", "images" if images_last else "text")
+    return flatten.replace("IMAGE_TOKEN", image_token) + template
 
 
 class FusionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -101,7 +108,13 @@ class FusionProcessor(ProcessorMixin):
 
     @classmethod
     def fuse(
-        cls, *, text: str, vision: str | VisionEncoder, image_token: str | None = None, chat_template: str | None = None
+        cls,
+        *,
+        text: str,
+        vision: str | VisionEncoder,
+        image_token: str | None = None,
+        chat_template: str | None = None,
+        images_last: bool = False,
     ) -> FusionProcessor:
         """The processor of a freshly fused model.
 
@@ -111,6 +124,7 @@ class FusionProcessor(ProcessorMixin):
             image_token: A spare token of the tokenizer. None takes ``<image>`` where the tokenizer has it, or adds it
                 where the decoder's embedding has a row to spare.
             chat_template: Jinja template for messages of plain text; None takes the tokenizer's own.
+            images_last: As in :func:`template_with_images`.
 
         Raises:
             ValueError: If the decoder's vocabulary has no place for the placeholder.
@@ -124,7 +138,7 @@ class FusionProcessor(ProcessorMixin):
         else:
             image_processor = load_image_processor(vision)
         template = chat_template or tokenizer.chat_template or PLAIN_TEMPLATE
-        return cls(image_processor, tokenizer, template_with_images(template, image_token), image_token)
+        return cls(image_processor, tokenizer, template_with_images(template, image_token, images_last), image_token)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -17,7 +17,7 @@ from multimodal.fusion.cross_attention import BlockRecord
 
 @dataclass(frozen=True)
 class FusionTrace:
-    """Gates and attention of one forward pass.
+    """Gates and attention of one forward pass. Outside of ``torch.no_grad`` it has gradients, for a loss on it.
 
     Row ``t`` of the token axis belongs to the state that reads token ``t`` and predicts token ``t + 1``.
 
@@ -48,7 +48,7 @@ class FusionTrace:
             attention_gates=torch.stack([record.attention_gate for record in records], dim=1),
             feed_forward_gates=torch.stack([record.feed_forward_gate for record in records], dim=1),
             attention=torch.stack([record.attention for record in records], dim=1).unflatten(-1, images_and_regions),
-            resampler_maps=resampler_maps.detach().float(),
+            resampler_maps=resampler_maps.float(),
             grid=grid,
         )
 

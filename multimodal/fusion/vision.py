@@ -63,6 +63,13 @@ class VisionConfig(PreTrainedConfig):
     backbone_config: dict[str, Any] | None = None
 
 
+def as_grid(states: torch.Tensor, name: str) -> VisionFeatures:
+    """Turn a feature map ``(N, D, rows, columns)`` into grid features, row by row; ``name`` is for an error."""
+    if states.ndim != 4:
+        raise ValueError(f"backbone {name!r} gives {tuple(states.shape)}, not a grid of features")
+    return VisionFeatures(states.flatten(2).transpose(1, 2), (states.shape[2], states.shape[3]))
+
+
 def _torchvision_trunk(name: str) -> nn.Module:
     from torchvision.models import get_model
 
@@ -195,18 +202,37 @@ class VisionEncoder(PreTrainedModel):
             Features ``(N, R, D)``, row by row, and the grid.
         """
         pixel_values = pixel_values.to(self.dtype)
-        if self.config.backend == "efficientnet_lite":
-            output = self.trunk.extract_features(pixel_values)
-        elif self.config.backend == "torchvision":
-            output = self.trunk(pixel_values)
-        else:
-            output = self.trunk(pixel_values).last_hidden_state
-        if output.ndim == 4:  # (N, D, rows, columns)
-            return VisionFeatures(output.flatten(2).transpose(1, 2), (output.shape[2], output.shape[3]))
+        if self.is_sequential:
+            return as_grid(self.run_stages(pixel_values, 0), self.config.name)
+        output = self.trunk(pixel_values).last_hidden_state
+        if output.ndim == 4:
+            return as_grid(output, self.config.name)
         if output.ndim != 3:
             raise ValueError(f"backbone {self.config.name!r} gives {tuple(output.shape)}, not a grid of features")
         grid = self._patch_grid(output.shape[1], pixel_values.shape[-2:])
         return VisionFeatures(output[:, -grid[0] * grid[1] :], grid)  # class and register tokens stand in front
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the stages, called one after another, are the whole backbone (see :meth:`run_stages`)."""
+        return self.config.backend != "transformers"
+
+    def run_stages(self, states: torch.Tensor, start: int, stop: int | None = None) -> torch.Tensor:
+        """Run some of the stages of a sequential backbone.
+
+        Args:
+            states: What comes out of the stage before ``start``; for 0, pixel values ``(N, 3, height, width)``.
+            start: First stage to run.
+            stop: Stage to stop before; None runs to the end.
+
+        Returns:
+            ``(N, D, rows, columns)``.
+        """
+        states = states.contiguous(memory_format=torch.channels_last)  # depthwise convolutions take half the time
+        for stage in self.stages()[start:stop]:
+            for module in stage:
+                states = module(states)
+        return states
 
     def _patch_grid(self, tokens: int, size: torch.Size) -> tuple[int, int]:
         patch = getattr(self.trunk.config, "patch_size", None)
@@ -231,19 +257,20 @@ class VisionEncoder(PreTrainedModel):
     def stages(self) -> list[list[nn.Module]]:
         """The backbone's parts in the order in which a picture meets them, the last stage last.
 
-        Torchvision trunks are cut into their outermost blocks, EfficientNet-Lite where the resolution halves,
-        transformers models into their outermost layers or stages (without what stands before and behind these).
+        Torchvision trunks are cut into their outermost blocks, EfficientNet-Lite where the resolution halves: their
+        parts, called one after another, are the whole backbone. Transformers models are cut into their outermost layers
+        or stages, without what stands before and behind these.
         """
         if self.config.backend == "torchvision":
             return _torchvision_stages(self.trunk)
         if self.config.backend == "efficientnet_lite":
-            stages = [[self.trunk._conv_stem, self.trunk._bn0]]
+            stages = [[self.trunk._conv_stem, self.trunk._bn0, self.trunk._swish]]
             for block in self.trunk._blocks:
                 stride = block._block_args.stride
                 if max(stride) > 1 if isinstance(stride, list | tuple) else stride > 1:
                     stages.append([])
                 stages[-1].append(block)
-            stages[-1] += [self.trunk._conv_head, self.trunk._bn1]
+            stages[-1] += [self.trunk._conv_head, self.trunk._bn1, self.trunk._swish]
             return stages
         lists = (module for module in self.trunk.modules() if isinstance(module, nn.ModuleList))
         outermost = max(lists, key=_parameter_count, default=self.trunk.children())

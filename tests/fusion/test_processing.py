@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from multimodal.fusion import FusionProcessor
-from multimodal.fusion.processing import PLAIN_TEMPLATE
+from multimodal.fusion.processing import CHATML_TEMPLATE, PLAIN_TEMPLATE, template_with_images
 from tests.fusion.tiny import (
     IMAGE_SIZE,
     IMAGE_TOKEN,
@@ -175,6 +175,48 @@ def test_image_parts_become_placeholders(processor: FusionProcessor) -> None:
         "<|im_start|>user\nand <image> this?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+def test_pictures_can_stand_behind_their_question(processor: FusionProcessor) -> None:
+    template = template_with_images(CHATML_TEMPLATE, images_last=True)
+    conversation = [
+        {"role": "system", "content": "short answers"},
+        user(IMAGE_TOKEN, "what is it?"),
+        {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]},
+        user("and ", IMAGE_TOKEN, " this ", IMAGE_TOKEN, "?"),
+    ]
+    text = processor.apply_chat_template(conversation, chat_template=template, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nshort answers<|im_end|>\n"
+        "<|im_start|>user\nwhat is it?<image><|im_end|>\n"
+        "<|im_start|>assistant\na cat<|im_end|>\n"
+        "<|im_start|>user\nand  this ?<image><image><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_pictures_behind_their_question_keep_their_order(tmp_path: Path) -> None:
+    text, vision = save_decoder(tmp_path / "text"), save_encoder(tmp_path / "vision")
+    processor = FusionProcessor.fuse(text=str(text), vision=str(vision), images_last=True)
+    first, second = photo(1), photo(2)
+    content = [
+        {"type": "image", "image": first},
+        {"type": "text", "text": "<image>?"},
+        {"type": "image", "image": second},
+    ]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        sanitize_control_tokens=True,
+    )
+    expected = processor(images=[first, second], text="<image><image>", return_tensors="pt")
+    assert_same(inputs["pixel_values"], expected["pixel_values"])
+    ids = inputs["input_ids"][0].tolist()
+    place = ids.index(processor.image_token_id)
+    assert processor.tokenizer.decode(ids[place:]) == "<image><image><|im_end|>\n"
+    assert processor.tokenizer.decode(ids[:place]).endswith("image<unk>?"), "what a user types stays text"
 
 
 def test_a_conversation_becomes_inputs(processor: FusionProcessor) -> None:
