@@ -1,11 +1,11 @@
-# make setup | demo | test | test-slow | lint | bench | clean
+# make setup | demo | test | test-slow | lint | bench | bench-training | clean
 # Needs Python 3.11 or newer, make and git; every target sets up what it needs in .venv.
 
 PY := .venv/bin/python
 READY := .venv/.ready
 EXTRAS := demo,medical,train,test,lint
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint bench bench-training clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make lint       style, types, direction of imports, spelling'
 	@echo 'make bench      time from process start to the first word'
+	@echo 'make bench-training  steps per second with and without what is computed only once'
 	@echo 'make clean      remove .venv and what was built'
 
 setup: $(READY)
@@ -44,6 +45,9 @@ test-slow: $(READY)
 
 bench: $(READY)
 	@$(PY) -m benchmarks.startup
+
+bench-training: $(READY)
+	@$(PY) -m benchmarks.prefix
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -6,7 +6,7 @@ seed: the same seed gives the same numbers, in this run or in one that goes on a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from multimodal.data import DataError
 from multimodal.images import ImageError, load_image
-from multimodal.training.augmentation import augment
+from multimodal.training.augmentation import View, draw_view
 
 NAMED = 5  # broken pictures that an error names; more would hide what it says
 
@@ -29,17 +29,17 @@ class Pictures(Protocol):
 
     key: str
 
-    def draw(self, path: Path, seed: str) -> torch.Tensor:
-        """One view of a picture, without the axes of rows and pictures."""
+    def draw(self, path: Path, seed: str) -> tuple[torch.Tensor, View]:
+        """One view of a picture, without the axes of rows and pictures, and what that view is."""
 
 
 class LivePictures:
     """Pixel values ``(3, height, width)``, augmented anew in every draw.
 
     Args:
-        paths: The pictures. Each is opened once, so that a broken one is told before training.
+        kinds: The pictures, and for each its kind of :mod:`multimodal.training.augmentation`. Each is opened once, so
+            that a broken one is told before training.
         image_processor: What prepares pictures for the encoder.
-        augmentation: A kind of :mod:`multimodal.training.augmentation`.
 
     Raises:
         DataError: If a picture cannot be used.
@@ -47,14 +47,14 @@ class LivePictures:
 
     key = "pixel_values"
 
-    def __init__(self, paths: Iterable[Path], *, image_processor: Any, augmentation: str) -> None:
-        self.image_processor, self.augmentation = image_processor, augmentation
-        check_pictures(paths)
+    def __init__(self, kinds: Mapping[Path, str], *, image_processor: Any) -> None:
+        self.image_processor, self.kinds = image_processor, dict(kinds)
+        check_pictures(self.kinds)
 
-    def draw(self, path: Path, seed: str) -> torch.Tensor:
-        """One augmented view, prepared for the encoder."""
-        view = augment(load_image(path), self.augmentation, seed)
-        return self.image_processor(view, return_tensors="pt")["pixel_values"][0]
+    def draw(self, path: Path, seed: str) -> tuple[torch.Tensor, View]:
+        """One augmented view, prepared for the encoder, and what that view is."""
+        view = draw_view(self.kinds[path], seed)
+        return self.image_processor(view.of(load_image(path)), return_tensors="pt")["pixel_values"][0], view
 
 
 def check_pictures(paths: Iterable[Path]) -> None:

@@ -1,6 +1,7 @@
 """Training a fused model on transformers' ``Trainer``.
 
-A frozen encoder's features are computed once (see ``features.py``); frozen weights keep their dtype, trained ones are
+A frozen encoder's features and a frozen decoder's prefixes are computed once (see ``features.py`` and ``prefix.py``),
+so that a step runs only over what changes; frozen weights keep their dtype, trained ones are
 float32 under autocast. What always holds: a run that is stopped, by Ctrl-C or by a crash, goes on from its last
 complete checkpoint with the same command, and ends with the weights of an uninterrupted run. For that nothing may hang
 on the state of a random number generator: ``Trainer`` restores it only after it has drawn the next batch.
@@ -9,41 +10,58 @@ on the state of a random number generator: ``Trainer`` restores it only after it
 from __future__ import annotations
 
 import json
-import math
-import os
-import signal
-import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from multimodal.data import Sample, read
+from multimodal.data import DataError, Sample, read, report_bad, splits_of
+from multimodal.data.held_out import split_held_out
+from multimodal.data.refusals import plain_refusals, refusals
+from multimodal.data.sources import WHOLE
 from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor
-from multimodal.fusion.bases import read_tensors
-from multimodal.training.collator import IGNORED, EpochOrder, FusionCollator, Source, TrainingSet
-from multimodal.training.features import FeatureCache
+from multimodal.training.averaging import FILE as AVERAGE
+from multimodal.training.checkpoints import (
+    LOGGING_STEPS,
+    STATE,
+    CheckpointOnInterrupt,
+    last_checkpoint,
+    load_trained,
+    remove_incomplete,
+    write_text,
+)
+from multimodal.training.collator import FusionCollator, Source, TrainingSet
+from multimodal.training.evaluation import readable
+from multimodal.training.features import CachedPictures, FeatureCache
+from multimodal.training.lora import add_to_decoder, make_part_of_decoder
 from multimodal.training.pictures import LivePictures, Pictures
+from multimodal.training.prefix import PrefixCache, can_keep_prefixes
+from multimodal.training.processes import device, is_main, rows_of_a_process, say, wait_for_all
+from multimodal.training.trainer import FusionTrainer
+from multimodal.training.validation import (
+    BEST,
+    Validation,
+    choose_questions,
+    has_stalled,
+    read_validation,
+    split_own,
+)
+from multimodal.training.vision_side import VisionSettings, train_vision
 
-# Kind of augmentation and number of views for each data set. A user's own pictures may be medical: no mirroring.
-VIEWS = {"slake": ("medical", 10), "grocery": ("shop", 4), "grocery-descriptions": ("shop", 16)}
-OWN_DATA = ("medical", 4)
-
-# Times the others' learning rate. A gate must travel far before its block counts. As long as it is nearly shut, the
-# resampler gets faint gradients, which Adam scales up: at a fifth of the rate its region tokens were seen to become
-# nearly the same for every picture within 50 steps.
-GATE_LEARNING_RATE = 5
-RESAMPLER_LEARNING_RATE = 0.05
+# Kind of augmentation of each publisher's pictures. A user's own may be medical: no mirroring.
+SHOPS = ("grocery", "clothing")
+VIEWS = {"medical": 4, "shop": 4}
 
 # What a run may change when it goes on: how long it lasts, and what has no part in the result.
-CHANGEABLE = ("output", "cache", "epochs", "save_steps", "max_steps", "tensorboard")
+CHANGEABLE = (
+    *("output", "cache", "epochs", "save_steps", "max_steps", "tensorboard", "skip_bad"),
+    *("validate_steps", "patience", "validate_limit"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ class TrainingSettings:
     """What a run needs to know.
 
     Attributes:
-        data: Data sets, as ``multimodal.data.read`` takes them.
+        data: Data sets, as ``multimodal.data.read`` takes them, and how often a sample of each comes in an epoch.
         output: Folder for checkpoints and the result.
         cache: Folder for features.
         epochs: Passes over the data.
@@ -63,9 +81,23 @@ class TrainingSettings:
         save_steps: Steps between checkpoints.
         max_steps: Stop earlier, -1 for never.
         tensorboard: Also write the curves for TensorBoard.
+        vision: Train the vision side first, in this way; then it is frozen. None trains all in one go.
+        views: Kept views of each picture, by kind of augmentation.
+        held_out: Share of the pictures that is left out, to calibrate confidence on.
+        refusals: How many questions that cannot be answered are added, as a share of the number of pictures.
+        label_smoothing: Of the answers' tokens.
+        box_weight: Of the loss that draws attention to where a sample says one should look.
+        skip_bad: Leave out rows that cannot be read, and list them, instead of stopping.
+        validate_steps: Steps between two scores of generated answers (see ``validation.py``), 0 for none. The best
+            weights are taken at the end, and a tenth of the pictures of a user's own file is not trained on.
+        patience: Stop after so many scores without a gain, 0 for never.
+        validate_limit: How many questions a score is made of.
+        ema: Decay of an exponential moving average of the weights, which is then what is scored and saved; 0 for none.
+        lora_rank: Of LoRA on the decoder's layers from the first with a block on; 0 is none. With it, the decoder's
+            numbers are no constants, and every step runs over whole rows (see ``prefix.py``).
     """
 
-    data: Sequence[str]
+    data: Mapping[str, float]
     output: Path
     cache: Path
     epochs: float = 6
@@ -77,128 +109,134 @@ class TrainingSettings:
     save_steps: int = 200
     max_steps: int = -1
     tensorboard: bool = False
+    vision: VisionSettings | None = None
+    views: Mapping[str, int] = field(default_factory=lambda: dict(VIEWS))
+    held_out: float = 0.0
+    refusals: float = 0.0
+    label_smoothing: float = 0.0
+    box_weight: float = 0.0
+    skip_bad: bool = False
+    validate_steps: int = 0
+    patience: int = 0
+    validate_limit: int = 200
+    ema: float = 0.0
+    lora_rank: int = 0
 
 
-class FusionTrainer(Trainer):
-    """``Trainer`` with logits only where an answer stands, an order by seed and epoch, and learning rates by part."""
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches in an order that follows from seed and epoch."""
-        order = EpochOrder(self.train_dataset, self._train_batch_size, seed=self.args.seed)
-        loader = DataLoader(
-            self.train_dataset, batch_size=self._train_batch_size, sampler=order, collate_fn=self.data_collator
-        )
-        return self.accelerator.prepare(loader)
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """Cross-entropy of the answers' tokens: the vocabulary is large, and questions need no logits."""
-        labels = inputs["labels"]
-        wanted = (labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(-1)  # positions that predict an answer's token
-        others = {key: value for key, value in inputs.items() if key != "labels"}
-        outputs = model(**others, use_cache=False, logits_to_keep=wanted)
-        targets = labels[:, wanted + 1]
-        reduction = "mean" if num_items_in_batch is None else "sum"
-        loss = nn.functional.cross_entropy(
-            outputs.logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction
-        )
-        if num_items_in_batch is not None:
-            # The number is that of all processes together, and the gradients of the processes will be averaged.
-            loss = loss * self.accelerator.num_processes / num_items_in_batch
-        return (loss, outputs) if return_outputs else loss
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """AdamW; weight decay for matrices only, gates learn faster and the resampler slower."""
-        rate, decay = self.args.learning_rate, self.args.weight_decay
-        groups: dict[str, dict[str, Any]] = {
-            "matrices": {"params": [], "lr": rate, "weight_decay": decay},
-            "vectors": {"params": [], "lr": rate, "weight_decay": 0.0},
-            "gates": {"params": [], "lr": rate * GATE_LEARNING_RATE, "weight_decay": 0.0},
-            "resampler": {"params": [], "lr": rate * RESAMPLER_LEARNING_RATE, "weight_decay": 0.0},
-        }
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                groups[_kind(name, parameter)]["params"].append(parameter)
-        self.optimizer = torch.optim.AdamW(list(groups.values()), betas=(0.9, 0.98), eps=1e-8)
-        return self.optimizer
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint))
-
-
-class CheckpointOnInterrupt(TrainerCallback):
-    """Ctrl-C or SIGTERM ends training behind the current step, with a checkpoint; a second one ends it at once.
-
-    Use as a context manager around ``Trainer.train``, in the main thread (elsewhere Python allows no handler).
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> CheckpointOnInterrupt:
-        """Take the signals over."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Give them back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self.__exit__(None, None, None)
-        os.write(2, b"\nstopping: a checkpoint comes first (once more, and it ends without one)\n")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Save and stop, if asked to."""
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-
-def _kind(name: str, parameter: nn.Parameter) -> str:
-    """Which group of the optimizer a parameter belongs to."""
-    if name.endswith("gate.alpha"):
-        return "gates"
-    if ".resampler." in name:
-        return "resampler"
-    return "matrices" if parameter.ndim > 1 else "vectors"
+def kind_of(name: str) -> str:
+    """The kind of augmentation that fits a data set's pictures."""
+    return "shop" if name.startswith(SHOPS) else "medical"
 
 
 def pictures_of(
-    name: str, samples: Sequence[Sample], model: FusionForConditionalGeneration, processor: FusionProcessor, cache: Path
+    kinds: Mapping[Path, str],
+    model: FusionForConditionalGeneration,
+    processor: FusionProcessor,
+    settings: TrainingSettings,
 ) -> Pictures:
-    """A data set's pictures, in the views that their kind gets: kept features, or pixels for a trained encoder.
+    """Pictures in the views that their kind gets: kept features, or pixels for a trained encoder.
 
     Raises:
         DataError: If a picture cannot be used.
     """
-    augmentation, views = VIEWS.get(name.partition(":")[0], OWN_DATA)
-    paths = [path for sample in samples for path in sample.images]
     encoder = model.model.vision_encoder
     if any(parameter.requires_grad for parameter in encoder.parameters()):
-        return LivePictures(paths, image_processor=processor.image_processor, augmentation=augmentation)
+        return LivePictures(kinds, image_processor=processor.image_processor)
+    below = None if settings.vision is None else stem_cache(model, processor, settings)
+    if below is not None:
+        for kind in set(kinds.values()):
+            paths = [path for path, its in kinds.items() if its == kind]
+            below.add(paths, augmentation=kind, views=settings.views[kind])
+    cache = FeatureCache(settings.cache, encoder=encoder, image_processor=processor.image_processor, below=below)
+    return CachedPictures(cache, kinds, views=settings.views)
+
+
+def stem_cache(
+    model: FusionForConditionalGeneration, processor: FusionProcessor, settings: TrainingSettings
+) -> FeatureCache:
+    """The cache of what is below the stages of the encoder that the vision side's training opens."""
+    assert settings.vision is not None
     return FeatureCache(
-        cache,
-        paths,
-        encoder=encoder,
+        settings.cache,
+        encoder=model.model.vision_encoder,
         image_processor=processor.image_processor,
-        augmentation=augmentation,
-        views=views,
+        open_stages=settings.vision.stages,
     )
 
 
+@dataclass(frozen=True)
+class _Data:
+    """What a run reads: samples by data set, the kind of each picture, and samples to validate on."""
+
+    samples: Mapping[str, Sequence[Sample]]
+    kinds: Mapping[Path, str]
+    validation: Mapping[str, Sequence[Sample]]
+
+
+def _read(settings: TrainingSettings, *, decoder_is_trained: bool) -> _Data:
+    samples: dict[str, Sequence[Sample]] = {}
+    validation: dict[str, Sequence[Sample]] = {}
+    kinds: dict[Path, str] = {}
+    bad: list[DataError] = []
+    skip_bad = bad if settings.skip_bad else None
+    for name in settings.data:
+        found = read(name, "train", skip_bad=skip_bad)
+        found = _usable(name, found, decoder_is_trained)
+        if settings.skip_bad:
+            found = readable(found, bad)
+        if settings.held_out:
+            found, _ = split_held_out(found, settings.held_out)
+        if settings.validate_steps and WHOLE in splits_of(name):
+            found, validation[name] = split_own(found, settings.held_out)
+        samples[name] = found
+        kinds |= {path: kind_of(name) for sample in found for path in sample.images}
+    if settings.validate_steps or settings.vision is not None:
+        found_there = read_validation(settings.data, skip_bad=skip_bad)
+        validation |= {name: readable(v, bad) if settings.skip_bad else v for name, v in found_there.items()}
+    if bad:
+        say(report_bad(bad))
+    if not any(samples.values()):
+        raise ValueError(f"{', '.join(settings.data)}: no sample to train on")
+    if settings.refusals:
+        known = [sample for found in samples.values() for sample in found]
+        plain = plain_refusals(settings.cache / "plain", seed=settings.seed)
+        samples["refusals"] = [*refusals(known, seed=settings.seed, share=settings.refusals), *plain]
+        kinds |= {path: "shop" for sample in plain for path in sample.images}
+    return _Data(samples, kinds, validation)
+
+
+def _train_vision(
+    model: FusionForConditionalGeneration, processor: FusionProcessor, settings: TrainingSettings, data: _Data
+) -> None:
+    """First phase: the vision side; afterwards only the cross-attention blocks are trained."""
+    assert settings.vision is not None
+    validation = data.validation if is_main() else {}
+    whole = {path: "none" for found in validation.values() for sample in found for path in sample.images}
+    stem = stem_cache(model, processor, settings)
+    scores = train_vision(
+        model,
+        [
+            sample
+            for name, found in data.samples.items()
+            for sample in list(found) * max(round(settings.data.get(name, 1.0)), 1)
+        ],
+        CachedPictures(stem, data.kinds, views=settings.views),
+        settings.vision,
+        output=settings.output / "vision",
+        validation=validation,
+        validation_pictures=CachedPictures(stem, whole, views={"none": 1}),
+    )
+    for name, (count, share) in scores.items():
+        say(f"{name}: the head alone answers {share:.1%} of {count} validation questions with a short answer")
+    model.model.cross_attention_blocks.requires_grad_(True)
+
+
 def train(
-    model: FusionForConditionalGeneration, processor: FusionProcessor, settings: TrainingSettings
+    model: FusionForConditionalGeneration,
+    processor: FusionProcessor,
+    settings: TrainingSettings,
+    *,
+    frozen_prefix: bool = True,
 ) -> FusionForConditionalGeneration:
     """Train, or go on with what ``settings.output`` holds, and save model and processor there.
 
@@ -206,6 +244,8 @@ def train(
         model: In bfloat16 or float32; what is trained is what ``model.trainable_parts()`` says.
         processor: Its processor.
         settings: The run.
+        frozen_prefix: Compute the constants of a frozen decoder once, not in every step; losses are the same. False is
+            for measuring what it saves.
 
     Returns:
         The trained model, in evaluation mode.
@@ -215,16 +255,32 @@ def train(
         ValueError: If nothing is there to be trained, or the folder holds a run with other settings.
         KeyboardInterrupt: If it was stopped; it says at which step.
     """
-    dtype, decoder_is_trained = model.dtype, model.lm_head.weight.requires_grad
+    dtype, decoder_is_trained = model.lm_head.weight.dtype, model.lm_head.weight.requires_grad
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("nothing is trained: choose parts with model.set_trainable(...)")
-    read_samples = [(name, _usable(name, read(name, "train"), decoder_is_trained)) for name in settings.data]
-    if not any(samples for _, samples in read_samples):
-        raise ValueError(f"{', '.join(settings.data)}: no sample to train on")
-    sources = [
-        Source(samples, pictures_of(name, samples, model, processor, settings.cache)) for name, samples in read_samples
-    ]
-    dataset = TrainingSet(sources, processor, seed=settings.seed)
+    rows_of_a_process(settings.batch_size)  # told before anything is computed
+    model.to(device())  # features and prefixes are computed before Trainer moves it there
+    data = _read(settings, decoder_is_trained=decoder_is_trained or settings.lora_rank > 0)
+    questions: dict[str, list[Sample]] = {}
+    if settings.validate_steps:
+        questions = choose_questions(
+            data.validation, processor.tokenizer, limit=settings.validate_limit, seed=settings.seed
+        )
+    if settings.vision is not None:
+        _train_vision(model, processor, settings, data)
+    if settings.lora_rank:
+        layers = add_to_decoder(model, settings.lora_rank, seed=settings.seed)
+        say(f"LoRA of rank {settings.lora_rank} on {len(layers)} projections of the decoder")
+    pictures = pictures_of(data.kinds, model, processor, settings)
+    sources = [Source(found, pictures, settings.data.get(name, 1.0)) for name, found in data.samples.items()]
+    has_prefixes = can_keep_prefixes(model)
+    dataset = TrainingSet(
+        sources,
+        processor,
+        seed=settings.seed,
+        grid=tuple(model.config.vision_config.grid_size) if settings.box_weight else None,
+        frozen_decoder=has_prefixes,
+    )
     for module in model.modules():
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
             module.float()
@@ -239,51 +295,60 @@ def train(
         train_dataset=dataset,
         data_collator=FusionCollator(processor.tokenizer.pad_token_id),
         callbacks=[stop],
+        box_weight=settings.box_weight,
+        ema=settings.ema,
     )
-    if last is not None and _steps_left(trainer, last) <= 0:
-        print(f"{last} is at the end of this training: nothing is left to do")
-        load_trained(model, last)
+    if questions:
+        trainer.validate(
+            Validation(
+                trainer,
+                processor,
+                questions,
+                every=settings.validate_steps,
+                patience=settings.patience,
+                output=settings.output,
+                average=trainer.average,
+            )
+        )
+    if last is not None and _is_over(trainer, last, settings):
+        say(f"{last} is at the end of this training: nothing is left to do")
     else:
+        if has_prefixes and frozen_prefix and all(row.start is not None for row in dataset.rows):
+            dataset.prefixes = PrefixCache(settings.cache, model, [row.input_ids for row in dataset.rows])
+        if is_main():
+            remove_incomplete(checkpoints)
         with stop:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        if trainer.state.global_step < trainer.state.max_steps:
+        wait_for_all()
+        last = last_checkpoint(checkpoints)
+        assert last is not None  # the last step is followed by one
+        if not _is_over(trainer, last, settings):
             step, steps = trainer.state.global_step, trainer.state.max_steps
             raise KeyboardInterrupt(f"stopped after step {step} of {steps}: the same command goes on from there")
+    load_trained(model, _result_in(last, settings))
+    if settings.lora_rank:
+        make_part_of_decoder(model)
     model.to(dtype).eval()
     model.config.use_cache = model.config.text_config.use_cache  # Trainer turned it off
-    model.save_pretrained(settings.output)
-    processor.save_pretrained(settings.output)
+    if is_main():
+        model.save_pretrained(settings.output)
+        processor.save_pretrained(settings.output)
+    wait_for_all()
     return model
 
 
-def load_trained(model: FusionForConditionalGeneration, checkpoint: Path) -> None:
-    """Fill in what is trained from a checkpoint.
-
-    ``Trainer`` would load it too, but take the frozen parts, which a checkpoint leaves out, for lost ones and warn of
-    them, and do no more than warn where a trained part is missing.
-
-    Raises:
-        KeyError: If a trained part is not in it.
-    """
-    stored = read_tensors(str(checkpoint))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(stored[name])
+def _is_over(trainer: FusionTrainer, checkpoint: Path, settings: TrainingSettings) -> bool:
+    """Whether training goes no further than this checkpoint."""
+    log = TrainerState.load_from_json(str(checkpoint / STATE)).log_history
+    stalled = settings.validate_steps > 0 and has_stalled(log, settings.patience)
+    return stalled or trainer.steps_left(checkpoint) <= 0
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint. ``Trainer`` writes its state last: one that was cut short has none."""
-
-    def complete(checkpoint: Path) -> bool:
-        try:
-            TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        except (OSError, ValueError):
-            return False
-        return True
-
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((path for path in found if complete(path)), None)
+def _result_in(checkpoint: Path, settings: TrainingSettings) -> Path:
+    """Which weights of the last checkpoint are those to keep: the best, the averaged or the last."""
+    names = [BEST] if settings.validate_steps else []
+    names += [AVERAGE] if settings.ema else []
+    return next((checkpoint / name for name in names if (checkpoint / name).exists()), checkpoint / SAFE_WEIGHTS_NAME)
 
 
 def _usable(name: str, samples: list[Sample], decoder_is_trained: bool) -> list[Sample]:
@@ -291,36 +356,41 @@ def _usable(name: str, samples: list[Sample], decoder_is_trained: bool) -> list[
     answered = [sample for sample in samples if sample.answer]
     if len(answered) < len(samples):
         ids = ", ".join(sample.id for sample in samples if not sample.answer)
-        print(f"{name}: left out, since they have no answer: {ids}")
+        say(f"{name}: left out, since they have no answer: {ids}")
     if decoder_is_trained:
         return answered
     seeing = [sample for sample in answered if sample.images]
     if len(seeing) < len(answered):
         count = len(answered) - len(seeing)
-        print(f"{name}: {count} samples without a picture left out: only a trained decoder learns from text")
+        say(f"{name}: {count} samples without a picture left out: only a trained decoder learns from text")
     return seeing
 
 
 def _arguments(settings: TrainingSettings, output: Path, *, bf16: bool) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=rows_of_a_process(settings.batch_size),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
         lr_scheduler_type="cosine",
         max_grad_norm=1.0,
+        label_smoothing_factor=settings.label_smoothing,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         seed=settings.seed,
-        logging_steps=20,
+        logging_steps=LOGGING_STEPS,
         save_steps=settings.save_steps,
         save_total_limit=2,
         report_to=["tensorboard"] if settings.tensorboard else [],
         remove_unused_columns=False,
     )
+    # Several GPUs want a process each (torchrun): one process would cut the batch up in ways that a fused model's
+    # inputs do not survive.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _note_run(
@@ -332,24 +402,24 @@ def _note_run(
         ValueError: If the folder holds checkpoints of a run that differs.
     """
     file = settings.output / "training.json"
-    now: dict[str, Any] = json.loads(json.dumps(asdict(settings) | {"data": list(settings.data)}, default=str))
+    now: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
     now["samples"] = f"{len(dataset)} samples, {dataset.digest}"
     now["trained parameters"] = sum(part.trainable for part in model.trainable_parts())
     if going_on and file.exists():
         before = json.loads(file.read_text())
         # Folders may have moved: the samples say whether it is the same data.
+        # A run of an older version did without what it did not know.
+        before = {option.name: option.default for option in fields(settings)} | before
         differing = [key for key in now if key not in (*CHANGEABLE, "data") and before.get(key) != now[key]]
+        if _passes(before["data"]) != _passes(now["data"]):
+            differing.append("data")
         if differing:
             changes = "; ".join(f"{key.replace('_', ' ')} was {before.get(key)}, is {now[key]}" for key in differing)
             raise ValueError(f"{settings.output} holds a run that differs ({changes}): give another output folder")
-    settings.output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now, indent=2) + "\n")
+    if is_main():
+        write_text(file, json.dumps(now, indent=2) + "\n")
 
 
-def _steps_left(trainer: FusionTrainer, checkpoint: Path) -> int:
-    """How many steps are left behind a checkpoint: where none is, ``Trainer`` would make one too many."""
-    arguments = trainer.args
-    total = arguments.max_steps
-    if total <= 0:
-        total = math.ceil(arguments.num_train_epochs * len(trainer.get_train_dataloader()))
-    return total - TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
+def _passes(data: Mapping[str, float] | Sequence[str]) -> list[float]:
+    """How often the samples of each data set come; a run of an older version has a list of data sets, once each."""
+    return list(data.values()) if isinstance(data, Mapping) else [1.0] * len(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import pytest
 import torch
 
 from multimodal.data import Sample, read
+from multimodal.fusion import FusionProcessor
+from multimodal.fusion.processing import CHATML_TEMPLATE, template_with_images
 from multimodal.model import MultiModalModel, conversation
 from multimodal.training.collator import IGNORED, EpochOrder, FusionCollator, Source, TrainingSet
 from multimodal.training.pictures import LivePictures
+from multimodal.training.prefix import PrefixCache
 from tests.training.tiny import IMAGE_SIZE, draw
 
 
@@ -25,7 +30,8 @@ def samples(task: Path) -> list[Sample]:
 
 @pytest.fixture
 def dataset(fused: Any, samples: list[Sample]) -> TrainingSet:
-    pictures = LivePictures([], image_processor=fused[1].image_processor, augmentation="medical")
+    kinds = {path: "medical" for sample in samples for path in sample.images}
+    pictures = LivePictures(kinds, image_processor=fused[1].image_processor)
     return TrainingSet([Source(samples, pictures)], fused[1], seed=3)
 
 
@@ -86,6 +92,100 @@ def test_order_follows_seed_and_epoch(dataset: TrainingSet) -> None:
     orders = [[index for _, index in order(seed, epoch)] for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
     assert all(sorted(indices) == list(range(len(dataset))) for indices in orders)
     assert len({tuple(indices) for indices in orders}) == 4
+
+
+def test_passes_say_how_often_a_sample_comes(fused: Any, samples: list[Sample], dataset: TrainingSet) -> None:
+    pictures = dataset.rows[0].pictures
+    sources = [
+        Source(samples[:4], pictures, 2.0),
+        Source(samples[4:6], pictures, 0.5),
+        Source(samples[6:], pictures, 1.4),
+        Source([], pictures, 3.0),
+    ]
+    order = EpochOrder(TrainingSet(sources, fused[1]), 4, seed=0)
+    rarely = set()
+    for epoch in range(20):
+        order.set_epoch(epoch)
+        counts = Counter(index for _, index in order)
+        assert len(order) == counts.total() == 4 * 2 + 1 + 3 + 1
+        assert [counts[index] for index in range(4)] == [2] * 4
+        assert sorted(counts[index] for index in range(4, 6)) == [0, 1]
+        assert sorted(counts[index] for index in range(6, 9)) == [1, 1, 2]
+        rarely |= {index for index in range(4, 6) if counts[index]}
+    assert rarely == {4, 5}  # over the epochs all have their turn
+
+
+def test_behind_prefixes_only_the_rest_is_in_a_batch(
+    fused: Any, samples: list[Sample], dataset: TrainingSet, tmp_path: Path
+) -> None:
+    model, processor = fused
+    seeing = [sample for sample in samples if sample.images]
+    chat = template_with_images(CHATML_TEMPLATE, images_last=True)
+    last = FusionProcessor(processor.image_processor, processor.tokenizer, chat)
+    known = TrainingSet([Source(seeing, dataset.rows[0].pictures)], last, frozen_decoder=True)
+    whole = [known[0, index] for index in range(len(known))]
+    known.prefixes = PrefixCache(tmp_path, model, [row.input_ids for row in known.rows])
+    items = [known[0, index] for index in range(len(known))]
+    for item, row, sample, before in zip(items, known.rows, seeing, whole, strict=True):
+        start = row.input_ids.index(processor.image_token_id)
+        assert item["input_ids"] == row.input_ids[start:]
+        assert item["labels"] == row.labels[start:]
+        text = processor.tokenizer.decode(item["input_ids"])
+        end = processor.tokenizer.eos_token
+        images = "<image>" * len(sample.images)
+        assert text == f"{images}{end}\n<|im_start|>assistant\n{sample.answer}{end}"
+        assert torch.equal(item["pixel_values"][0], before["pixel_values"][0])
+
+    batch = FusionCollator(processor.tokenizer.pad_token_id)(items)
+    starts = [row.input_ids.index(processor.image_token_id) for row in known.rows]
+    longest = max(starts)
+    for index, (row, start) in enumerate(zip(known.rows, starts, strict=True)):
+        count, length = longest - start, len(row.input_ids) - start
+        kept = batch["attention_mask"][index]
+        assert kept[:longest].tolist() == [0] * count + [1] * start
+        assert kept[longest:].sum() == length
+        assert not batch["prefix_keys"][index, :, :, :count].any()
+        assert batch["prefix_values"][index, :, :, count:].any(-1).all()
+        assert torch.equal(batch["prefix_states"][index, :length], items[index]["prefix"].states)
+
+
+def realistic_lengths(count: int, descriptions: float) -> list[tuple[int, int]]:
+    """Tokens behind and in front of the picture: answers of a few words as in SLAKE, and some descriptions."""
+    chance = random.Random(0)
+    rows = []
+    for _ in range(count):
+        short = chance.choice([1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8, 12])
+        answer = chance.randint(30, 100) if chance.random() < descriptions else short
+        rows.append((8 + answer, chance.randint(8, 30)))
+    return rows
+
+
+@pytest.mark.parametrize("descriptions", [0, 0.02, 0.1, 0.3])
+@pytest.mark.parametrize("batch_size", [16, 32])
+def test_little_is_padded(dataset: TrainingSet, batch_size: int, descriptions: float) -> None:
+    order = EpochOrder(dataset, batch_size, seed=0)
+    order.lengths = realistic_lengths(10_000, descriptions)
+    order.groups = [(1.0, list(range(10_000)))]
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        assert order.padding() <= 0.1, f"{order.padding():.1%} of the tokens are padding"
+
+
+def test_padding_is_counted_in_batches(dataset: TrainingSet) -> None:
+    order = EpochOrder(dataset, 2, seed=0)
+    order.lengths = [(2, 0), (2, 0), (4, 0)]
+    order.groups = [(1.0, [0, 1, 2])]
+    assert order.padding() == 0  # sorted: two of 2, then the last alone
+    order.lengths = [(1, 0), (3, 0), (8, 0)]
+    assert order.padding() == pytest.approx(2 / 14)
+
+
+def test_batches_are_sorted_by_what_a_step_runs_over(fused: Any, samples: list[Sample], dataset: TrainingSet) -> None:
+    assert [length for length, _ in dataset.lengths] == [len(row.input_ids) for row in dataset.rows]
+    frozen = TrainingSet([Source(samples, dataset.rows[0].pictures)], fused[1], frozen_decoder=True)
+    for (length, start), row in zip(frozen.lengths, frozen.rows, strict=True):
+        assert length + start == len(row.input_ids)
+        assert start == (row.start or 0)
 
 
 def test_digest_tells_data_apart(fused: Any, samples: list[Sample], dataset: TrainingSet) -> None:

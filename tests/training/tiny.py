@@ -81,13 +81,22 @@ def save_bases(folder: Path) -> tuple[str, str]:
     return str(text), str(vision)
 
 
+def save_sequential_encoder(folder: Path) -> str:
+    """A small encoder whose stages can be run one by one, with random weights, and its image processor."""
+    torch.manual_seed(0)
+    encoder = VisionEncoder.create(backend="torchvision", name="squeezenet1_1", image_size=80)
+    encoder.save_pretrained(folder)
+    encoder.image_processor().save_pretrained(folder)
+    return str(folder)
+
+
 def tiny_model(
-    text: str, vision: str, *, seed: int | None = 1, **options: Any
+    text: str, vision: str, *, seed: int | None = 1, images_last: bool = False, **options: Any
 ) -> tuple[FusionForConditionalGeneration, FusionProcessor]:
     """A freshly fused model, gates shut, in float32. Without a seed, its weights follow torch's own state."""
     if seed is not None:
         torch.manual_seed(seed)
-    processor = FusionProcessor.fuse(text=text, vision=vision, chat_template=CHATML_TEMPLATE)
+    processor = FusionProcessor.fuse(text=text, vision=vision, chat_template=CHATML_TEMPLATE, images_last=images_last)
     model = FusionForConditionalGeneration.fuse(
         text=text,
         vision=vision,
