@@ -11,17 +11,24 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from multimodal.model import MultiModalModel
 
+ADAPTER = "adapter_config.json"  # what makes a folder one of an adapter
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until interrupted; return 0, or 1 if there is no model to serve."""
     options = _parser().parse_args(arguments)
+    try:
+        options.adapters = _adapters(options.adapter, os.environ.get("MULTIMODAL_ADAPTERS"))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     print("Starting the demo \N{HORIZONTAL ELLIPSIS}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder is deleted then, too
     with tempfile.TemporaryDirectory(prefix="multimodal-demo-") as folder:
@@ -33,8 +40,9 @@ def _serve(options: argparse.Namespace) -> int:
     from demo.asking import Asking
     from demo.page import build, launch_options
 
-    asking = Asking(lambda: _load(options.model))
-    page = build(asking, model_name=Path(options.model).name)  # of a folder, visitors need not know where it lies
+    asking = Asking(lambda: _load(options.model, options.adapters))
+    # Of a folder, visitors need not know where it lies.
+    page = build(asking, model_name=Path(options.model).name, adapters=list(options.adapters))
     try:
         _, address, _ = page.launch(
             server_name=options.host, server_port=options.port, prevent_thread_lock=True, **launch_options()
@@ -58,13 +66,39 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(name: str) -> MultiModalModel:
+def _adapters(said: Sequence[Path], shelf: str | None) -> dict[str, Path]:
+    """Adapters' folders by name: those that were said, and those that lie in the folder ``shelf`` or are it.
+
+    Raises:
+        ValueError: If one is not there, or two have the same name.
+    """
+    folders = [folder.expanduser().resolve() for folder in said]
+    if shelf:
+        place = Path(shelf).expanduser().resolve()
+        lying = sorted(file.parent for file in [*place.glob(ADAPTER), *place.glob(f"*/{ADAPTER}")])
+        folders += [folder for folder in lying if folder not in folders]
+        if not lying:
+            raise ValueError(f"MULTIMODAL_ADAPTERS={shelf}: no adapter lies there; `multimodal adapt` makes one")
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if not (folder / ADAPTER).is_file():
+            raise ValueError(f"--adapter {folder}: there is no adapter; `multimodal adapt` makes one")
+        if folder.name in found:
+            raise ValueError(f"{folder} and {found[folder.name]}: two adapters of one name; rename a folder")
+        found[folder.name] = folder
+    return found
+
+
+def _load(name: str, adapters: Mapping[str, Path]) -> MultiModalModel:
     from transformers.utils import logging
 
     from multimodal.model import MultiModalModel
 
     logging.disable_progress_bar()
-    return MultiModalModel.from_pretrained(name)
+    model = MultiModalModel.from_pretrained(name)
+    for adapter, folder in adapters.items():
+        model.load_adapter(folder, adapter)
+    return model
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +109,15 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default=os.environ.get("MULTIMODAL_MODEL", "embedded"),
         help="'embedded', a folder or a hub id (default: $MULTIMODAL_MODEL, or embedded)",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="an adapter that `multimodal adapt` made, to choose on the page; may be repeated (default: those in the "
+        "folder $MULTIMODAL_ADAPTERS)",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"

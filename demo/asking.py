@@ -69,7 +69,15 @@ class Asking:
         return number
 
     def ask(
-        self, session: str, number: int, prompt: str, picture: Image.Image, *, max_new_tokens: int
+        self,
+        session: str,
+        number: int,
+        prompt: str,
+        picture: Image.Image,
+        *,
+        max_new_tokens: int,
+        min_confidence: float = 0.0,
+        adapter: str | None = None,
     ) -> Generator[Step]:
         """Answer a question step by step; closing the iterator ends the generation.
 
@@ -79,6 +87,8 @@ class Asking:
             prompt: What to ask.
             picture: What it is about.
             max_new_tokens: At most so many tokens.
+            min_confidence: Below this, 0 to 1, the answer is marked as unsure.
+            adapter: Which adapter answers; None for the model as it came. Answers with another one end first.
 
         Raises:
             ModelError: If the prompt is empty or too long, or there is no model.
@@ -92,7 +102,14 @@ class Asking:
             return
         model = self._model.result()
         yield Step("Looking at the picture \N{HORIZONTAL ELLIPSIS}")
-        stream = model.stream(prompt, picture, max_new_tokens=max_new_tokens, trace=True)
+        stream = model.stream(
+            prompt,
+            picture,
+            max_new_tokens=max_new_tokens,
+            trace=True,
+            min_confidence=min_confidence,
+            adapter=adapter,
+        )
         self._streams[session] = stream
         try:
             text = ""

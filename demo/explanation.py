@@ -49,8 +49,19 @@ def figures(answer: Answer) -> str:
     end = "" if answer.finished else " The answer was cut short: stopped, or at its length limit."
     return (
         f'<dl class="figures">{rows}</dl>'
-        '<p class="caption">Confidence is how sure the model was of its own words, '
-        f"not the chance that they are right.{end}</p>"
+        '<p class="caption">Confidence is the chance that the whole answer is right, as the model estimates it. On '
+        f"pictures unlike those that it was trained on, it can be far off.{end}</p>"
+    )
+
+
+def unsure_notice(answer: Answer) -> str:
+    """That the model is not sure of its answer, as HTML; empty if it is."""
+    if not answer.unsure:
+        return ""
+    chance = f"about {100 * answer.confidence:.0f} %" if answer.confidence >= 0.01 else "less than 1 %"
+    return (
+        '<p class="notice" role="status"><strong>The model is not sure.</strong> '
+        f"By its own estimate, the chance that the whole answer is right is {chance}.</p>"
     )
 
 

@@ -12,7 +12,7 @@ page asks no host but its own for anything.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,7 +22,7 @@ import gradio as gr
 from PIL import Image
 
 from demo.asking import Asking, Step
-from demo.explanation import ON_LOAD, WHOLE_ANSWER, doing, figures, heat_legend, word_buttons
+from demo.explanation import ON_LOAD, WHOLE_ANSWER, doing, figures, heat_legend, unsure_notice, word_buttons
 from multimodal.drawing import Word, answer_words, attention_maps, attention_overlay, heat_top
 from multimodal.images import MAX_BYTES, ImageError, load_image
 from multimodal.samples import SamplePicture, sample_images
@@ -37,6 +37,7 @@ KEPT_SIDE, SHOWN_SIDE, THUMBNAIL_SIDE = 2048, 1024, 256
 ANSWERS_AT_ONCE, QUEUE = 2, 32
 # Seconds. Pictures that were shown lie in files of the server until the browser has fetched them.
 SWEEP_EVERY, SHOWN_FOR = 300, 1800
+NO_ADAPTER = ""  # a name that none has
 
 HEADER = """
 <header><h1>Ask about a picture</h1>
@@ -59,12 +60,13 @@ class Explained:
     words: list[Word]
 
 
-def build(asking: Asking, *, model_name: str) -> gr.Blocks:
+def build(asking: Asking, *, model_name: str, adapters: Sequence[str] = ()) -> gr.Blocks:
     """The page.
 
     Args:
         asking: Runs the model.
         model_name: Shown to the reader.
+        adapters: Names of the model's adapters, to choose from.
     """
     samples = sample_images()
     with gr.Blocks(title="Ask about a picture", delete_cache=(SWEEP_EVERY, SHOWN_FOR), analytics_enabled=False) as page:
@@ -103,6 +105,14 @@ def build(asking: Asking, *, model_name: str) -> gr.Blocks:
                     max_length=4000,
                     elem_id="prompt",
                 )
+                adapter = gr.Dropdown(
+                    [("none", NO_ADAPTER), *((name, name) for name in adapters)],
+                    value=NO_ADAPTER,
+                    label="Adapter",
+                    info="What the model was adapted to; none is the model as it came.",
+                    visible=bool(adapters),
+                    elem_id="adapter",
+                )
                 with gr.Row(elem_id="buttons"):
                     ask = gr.Button("Ask", variant="primary", elem_id="ask")
                     stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
@@ -130,6 +140,9 @@ def build(asking: Asking, *, model_name: str) -> gr.Blocks:
                     words = gr.HTML(js_on_load=ON_LOAD, apply_default_css=False, elem_id="words")
                 with gr.Accordion("Options", open=False):
                     length = gr.Slider(8, 512, value=128, step=8, label="Longest answer, in tokens", elem_id="length")
+                    least = gr.Slider(
+                        0, 100, value=50, step=5, label="Say so when less sure than, in %", elem_id="least"
+                    )
         gr.HTML(f'<p class="caption">Model: {escape(model_name)}</p>')
 
         telling = [answer, status, explanation, overlay, legend, words, explained, ask, stop]
@@ -145,9 +158,23 @@ def build(asking: Asking, *, model_name: str) -> gr.Blocks:
             return asking.new_question(_session(request)), *_told(waiting, image)
 
         def tell(
-            number: float, text: str, image: Image.Image, limit: float, request: gr.Request
+            number: float,
+            text: str,
+            image: Image.Image,
+            limit: float,
+            least: float,
+            chosen: str,
+            request: gr.Request,
         ) -> Iterator[tuple[Any, ...]]:
-            steps = asking.ask(_session(request), int(number), text, image, max_new_tokens=int(limit))
+            steps = asking.ask(
+                _session(request),
+                int(number),
+                text,
+                image,
+                max_new_tokens=int(limit),
+                min_confidence=least / 100,
+                adapter=chosen or None,
+            )
             try:
                 for step in steps:
                     yield _told(step, image)
@@ -189,7 +216,7 @@ def build(asking: Asking, *, model_name: str) -> gr.Blocks:
         begun = gr.on([ask.click, prompt.submit], begin, [prompt, picture], [number, *telling], **_QUICK)
         begun.then(
             tell,
-            [number, prompt, picture, length],
+            [number, prompt, picture, length, least, adapter],
             telling,
             show_progress_on=status,
             show_progress="minimal",
@@ -247,7 +274,7 @@ def _told(step: Step, image: Image.Image | None, *, running: bool = True) -> tup
     found = Explained(_fitted(image, SHOWN_SIDE), step.answer, answer_words(step.answer))
     return (
         step.answer.text or "(The model gave an empty answer.)",
-        figures(step.answer),
+        unsure_notice(step.answer) + figures(step.answer),
         gr.Group(visible=bool(found.words)),
         *_looked(found, WHOLE_ANSWER),
         word_buttons(found.words),
@@ -281,10 +308,11 @@ def _warn(message: str, *, title: str) -> None:
 
 def _reason(error: Exception) -> str:
     """What to tell the asker; what was not foreseen is printed in the terminal as well."""
+    from multimodal.adapters import AdapterError
     from multimodal.model import ModelError
     from multimodal.weights import WeightsError
 
-    if isinstance(error, ImageError | ModelError | WeightsError):
+    if isinstance(error, ImageError | ModelError | AdapterError | WeightsError):
         return str(error)
     traceback.print_exception(error)
     return "Something went wrong. The terminal in which the demo runs says what."

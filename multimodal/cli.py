@@ -1,4 +1,4 @@
-"""The command line: ``multimodal ask | train | evaluate | models | pull``.
+"""The command line: one command each for asking, training, labelling, measuring and fetching (``multimodal --help``).
 
 Each command parses, calls one function of the library and prints. Errors that a user can mend are one line, not a stack
 trace. Heavy imports wait until a command needs them.
@@ -10,7 +10,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,46 +46,184 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--trace", type=Path, metavar="PNG", help="draw where the model looked, and its gates, into a file"
     )
+    ask.add_argument(
+        "--min-confidence",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="say so, behind the answer, when the chance that it is right is below this, 0 to 1 (default: 0, never)",
+    )
     ask.add_argument("--json", action="store_true", help="print the answer with its figures as JSON")
     ask.set_defaults(run=_ask)
 
     train = command("train", "train a fused model; the same command goes on after an interruption")
-    train.add_argument("--data", action="append", required=True, metavar="DATA", help=_DATA_HELP + "; may be repeated")
+    train.add_argument(
+        "--recipe", metavar="NAME", help="all that follows from a file: general, medical, commerce or TOML"
+    )
+    train.add_argument("--root", type=Path, default=Path(), help="folder that a recipe's data sets are in (default: .)")
+    train.add_argument("--data", action="append", default=[], metavar="DATA", help=_DATA_HELP + "; may be repeated")
     train.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the trained model")
     train.add_argument(
         "--model",
-        default="embedded",
         help="a preset, to start anew (see `multimodal models`), or a trained folder or hub id, to go on from "
-        "(default: embedded)",
+        "(default: what the recipe says, or embedded)",
+    )
+    train.add_argument("--gate", choices=["tanh", "dynamic"], help="static gates, or gates by token (default: dynamic)")
+    train.add_argument(
+        "--cross-layers",
+        type=_numbers,
+        metavar="I,J,...",
+        help="decoder layers before which a cross-attention block stands, from 0 (default: the preset's)",
     )
     train.add_argument(
         "--vision-stages",
         type=int,
         metavar="K",
-        help="also train the last K stages of the image encoder; several times slower, since pictures then go through "
-        "it in every step (default: what the model says; embedded: 0)",
+        help="train the last K stages of the image encoder together with the rest; several times slower, as pictures "
+        "then go through it in every step (default: none; a recipe's [vision] trains them first, which is cheap)",
     )
     train.add_argument("--cache", type=Path, help="folder for picture features (default: in the output folder)")
-    train.add_argument("--epochs", type=float, default=6, help="passes over the data (default: 6)")
-    train.add_argument("--batch-size", type=_count, default=32, help="questions in a step (default: 32)")
-    train.add_argument("--learning-rate", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
-    train.add_argument("--save-steps", type=_count, default=200, help="steps between checkpoints (default: 200)")
-    train.add_argument("--max-steps", type=int, default=-1, help="stop after so many steps (default: never)")
-    train.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    train.add_argument("--epochs", type=float, help="passes over the data (default: 6)")
+    train.add_argument("--batch-size", type=_count, help="questions in a step (default: 32)")
+    train.add_argument("--learning-rate", type=float, help="peak learning rate (default: 1e-3)")
+    train.add_argument("--label-smoothing", type=float, help="of the answers' tokens, 0 to 1 (default: 0)")
+    train.add_argument("--box-weight", type=float, help="of the loss that draws attention into boxes (default: 0)")
     train.add_argument(
-        "--tensorboard", action="store_true", help="write curves for TensorBoard, beside the checkpoints"
+        "--lora-rank",
+        type=_count,
+        metavar="R",
+        help="also train LoRA of this rank on the decoder's attention and feed-forward, from its first layer with "
+        "cross-attention on; several times slower, as no frozen prefix is kept (default: the decoder stays as it is)",
+    )
+    train.add_argument(
+        "--validate-steps",
+        type=_count,
+        metavar="N",
+        help="answer validation questions every N steps, and take the best weights at the end; of an own file, a tenth "
+        "of the pictures is kept for that (default: never)",
+    )
+    train.add_argument("--patience", type=_count, help="stop after so many of these without a gain (default: never)")
+    train.add_argument("--validate-limit", type=_count, help="how many questions each time (default: 200)")
+    train.add_argument(
+        "--ema",
+        type=_share,
+        metavar="DECAY",
+        help="save an exponential moving average of the weights, such as 0.999 (default: the last step's)",
+    )
+    train.add_argument("--save-steps", type=_count, help="steps between checkpoints (default: 200)")
+    train.add_argument("--max-steps", type=int, help="stop after so many steps (default: never)")
+    train.add_argument("--seed", type=int, help="of everything random (default: 0)")
+    train.add_argument("--skip-bad", action="store_true", default=None, help="leave out broken rows, and list them")
+    train.add_argument(
+        "--tensorboard", action="store_true", default=None, help="write curves for TensorBoard, beside the checkpoints"
     )
     train.set_defaults(run=_train)
 
-    evaluate = command("evaluate", "exact match of greedy answers on a data set")
-    evaluate.add_argument("--data", action="append", required=True, metavar="DATA", help=_DATA_HELP)
-    evaluate.add_argument("--split", default="validation", help="which split (default: validation)")
-    evaluate.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
-    evaluate.add_argument("--shuffle-images", action="store_true", help="give every question another one's pictures")
-    evaluate.add_argument("--limit", type=_count, help="only the first so many questions")
-    evaluate.add_argument("--batch-size", type=_count, default=32, help="questions at a time (default: 32)")
+    adapt = command("adapt", "adapt a trained model to about a hundred examples, in minutes")
+    adapt.add_argument("data", metavar="DATA", help=f"{_DATA_HELP}, with a picture, a question and an answer each")
+    adapt.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
+    adapt.add_argument("--output", type=Path, help="folder for the adapter (default: the data's name and -adapter)")
+    adapt.add_argument("--minutes", type=float, default=10, help="how long it may take, all in all (default: 10)")
+    adapt.add_argument(
+        "--augment",
+        choices=["medical", "shop"],
+        default="medical",
+        help="how pictures are varied: medical keeps left and right, shop crops more and mirrors (default: medical)",
+    )
+    adapt.add_argument("--limit", type=_count, help="draw so many examples, evenly over their answers")
+    adapt.add_argument(
+        "--held-out", type=_share, default=0.2, metavar="SHARE", help="part to measure with, 0 for none (default: 0.2)"
+    )
+    adapt.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    adapt.add_argument("--skip-bad", action="store_true", help="leave out broken rows, and list them")
+    adapt.set_defaults(run=_adapt)
+
+    evaluate = command("evaluate", "how right greedy answers are, and where the model looks")
+    evaluate.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="DATA",
+        help=f"exact match, with ROUGE-L where answers are long, on {_DATA_HELP}; may be repeated",
+    )
+    evaluate.add_argument(
+        "--reports",
+        action="append",
+        default=[],
+        metavar="DATA",
+        help="facts right and facts missed in descriptions of the pictures of slake:FOLDER",
+    )
+    evaluate.add_argument("--language", choices=["en", "zh"], default="en", help="of those descriptions (default: en)")
+    evaluate.add_argument(
+        "--pointing",
+        action="append",
+        default=[],
+        metavar="DATA",
+        help="pointing game: how often the peak of the attention lies in the box of what slake:FOLDER asks about",
+    )
+    evaluate.add_argument("--form", action="store_true", help="forty prompts that people type: form of the answers")
+    _add_answering(evaluate, split="validation")
+    evaluate.add_argument(
+        "--held-out", action="store_true", help="only questions about the pictures that training leaves out"
+    )
+    evaluate.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="also by another entry beside the question, such as content_type; may be repeated",
+    )
+    pictures = evaluate.add_mutually_exclusive_group()
+    pictures.add_argument("--shuffle-images", action="store_true", help="give every question another one's pictures")
+    pictures.add_argument("--blind", action="store_true", help="give no pictures")
+    pictures.add_argument("--floors", action="store_true", help="all three: pictures, shuffled and blind beside them")
     evaluate.add_argument("--output", type=Path, metavar="JSONL", help="write every answer into a file")
     evaluate.set_defaults(run=_evaluate)
+
+    calibrate = command("calibrate", "turn a model's confidence into the chance that its answer is right")
+    calibrate.add_argument(
+        "--data", action="append", required=True, metavar="DATA", help=_DATA_HELP + "; may be repeated"
+    )
+    _add_answering(calibrate, split="train")
+    calibrate.add_argument(
+        "--held-out",
+        action=argparse.BooleanOptionalAction,
+        help="only questions about the pictures that training leaves out (default: yes for train, else no)",
+    )
+    calibrate.set_defaults(run=_calibrate)
+
+    label = command("label", "have a stronger model answer questions about your own pictures, to train on its answers")
+    label.add_argument("pictures", type=Path, metavar="FOLDER", help="folder with pictures, and folders in it")
+    label.add_argument(
+        "--teacher",
+        required=True,
+        metavar="TEACHER",
+        help="a fused model, a folder or hub id that transformers' image-text-to-text pipeline runs, or the URL of an "
+        "OpenAI-compatible endpoint, to which the pictures are sent (its key: OPENAI_API_KEY)",
+    )
+    label.add_argument("--teacher-model", metavar="NAME", help="what the endpoint calls the model")
+    label.add_argument(
+        "--question", action="append", required=True, metavar="TEXT", help="asked about each picture; may be repeated"
+    )
+    label.add_argument(
+        "--instruction",
+        default="",
+        metavar="TEXT",
+        help="told to the teacher with each question, and not written down, such as 'Answer in at most three words.'",
+    )
+    label.add_argument(
+        "--output", type=Path, required=True, metavar="JSONL", help="for the answers; what it has is not asked again"
+    )
+    label.add_argument("--max-new-tokens", type=_count, default=64, help="length limit of an answer (default: 64)")
+    label.set_defaults(run=_label)
+
+    describe = command("describe", "what is in data sets, and which pictures stand in two splits")
+    describe.add_argument(
+        "--data", action="append", required=True, metavar="DATA", help=_DATA_HELP + "; may be repeated"
+    )
+    describe.add_argument("--split", help="describe only this split; pictures are compared between all (default: all)")
+    describe.add_argument("--json", action="store_true", help="print everything as JSON, with every pair of pictures")
+    describe.set_defaults(run=_describe)
 
     models = command("models", "list models and pretrained parts, and what is here")
     models.set_defaults(run=_models)
@@ -96,6 +234,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_answering(command: argparse.ArgumentParser, *, split: str) -> None:
+    """Options of every command that answers a whole data set."""
+    command.add_argument("--split", default=split, help=f"which split (default: {split})")
+    command.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
+    command.add_argument("--limit", type=_count, help="only the first so many questions")
+    command.add_argument("--batch-size", type=_count, default=32, help="questions at a time (default: 32)")
+    command.add_argument(
+        "--max-new-tokens", type=_count, help="length limit of an answer (default: what the data set's longest needs)"
+    )
+    command.add_argument("--skip-bad", action="store_true", help="leave out broken rows and pictures, and list them")
+
+
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -103,7 +253,21 @@ def _count(text: str) -> int:
     return number
 
 
-_DATA_HELP = "slake:FOLDER, grocery:FOLDER, grocery-descriptions:FOLDER or a .jsonl file"
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 to 1")
+    return number
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+_DATA_HELP = (
+    "slake:FOLDER, slake-zh:FOLDER, vqa-rad:FOLDER, vqa-rad/K:FOLDER (fold K of 0 to 4), grocery:FOLDER, "
+    "grocery-categories:FOLDER, grocery-descriptions:FOLDER, clothing:FOLDER, or a .jsonl or .csv file"
+)
 
 
 def _ask(options: argparse.Namespace) -> int:
@@ -115,7 +279,13 @@ def _ask(options: argparse.Namespace) -> int:
 
     model = MultiModalModel.from_pretrained(options.model)
     tracing = options.trace is not None
-    stream = model.stream(options.prompt, image, max_new_tokens=options.max_new_tokens, trace=tracing)
+    stream = model.stream(
+        options.prompt,
+        image,
+        max_new_tokens=options.max_new_tokens,
+        trace=tracing,
+        min_confidence=options.min_confidence,
+    )
     for piece in stream:
         if not options.json:
             print(piece, end="", flush=True)
@@ -124,7 +294,10 @@ def _ask(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_answer_as_dict(answer), indent=2, ensure_ascii=False))
     else:
-        print()
+        print(flush=True)
+        if answer.unsure:
+            sure, least = (f"{100 * share:.0f} %" for share in (answer.confidence, options.min_confidence))
+            print(f"not sure: the chance that this is right is about {sure}, less than {least}", file=sys.stderr)
     if tracing:
         from multimodal.drawing import draw_trace
 
@@ -139,6 +312,7 @@ def _answer_as_dict(answer: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "text": answer.text,
         "confidence": round(answer.confidence, 4),
+        "unsure": answer.unsure,
         "finished": answer.finished,
         "timings": {name: round(seconds, 4) for name, seconds in asdict(answer.timings).items()},
         "usage": asdict(answer.usage),
@@ -149,83 +323,183 @@ def _answer_as_dict(answer: Any) -> dict[str, Any]:
     return found
 
 
+_TRAINING_OPTIONS = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "label_smoothing",
+    "box_weight",
+    "validate_steps",
+    "patience",
+    "validate_limit",
+    "ema",
+    "save_steps",
+    "max_steps",
+    "seed",
+    "skip_bad",
+    "lora_rank",
+    "tensorboard",
+)
+
+
 def _train(options: argparse.Namespace) -> int:
     _quiet()
+    from dataclasses import replace
+
     import torch
     from transformers import set_seed
 
     from multimodal.model import fastest_dtype, load
     from multimodal.presets import PRESETS, build
+    from multimodal.training.processes import is_main, say
+    from multimodal.training.recipes import Recipe, read_recipe
     from multimodal.training.train import TrainingSettings, train
 
-    set_seed(options.seed)  # new weights are random
-    model, processor = build(options.model) if options.model in PRESETS else load(options.model)
-    model.to(fastest_dtype("cuda" if torch.cuda.is_available() else "cpu"))
+    recipe = Recipe() if options.recipe is None else read_recipe(options.recipe, options.root)
+    said = {key: getattr(options, key) for key in _TRAINING_OPTIONS if getattr(options, key) is not None}
+    chosen: dict[str, Any] = {**recipe.settings, **said}
+    chosen["data"] = {**chosen.get("data", {}), **{name: 1.0 for name in options.data}}
+    if not chosen["data"]:
+        raise ValueError("nothing to train on: give --data or --recipe")
+    if options.seed is not None and chosen.get("vision") is not None:
+        chosen["vision"] = replace(chosen["vision"], seed=options.seed)
+    settings = TrainingSettings(output=options.output, cache=options.cache or options.output / "features", **chosen)
+    architecture = dict(recipe.architecture)
+    if options.gate is not None:
+        architecture["gate"] = options.gate
+    if options.cross_layers is not None:
+        architecture["cross_attention_layers"] = options.cross_layers
+
+    set_seed(settings.seed)  # new weights are random
+    name = options.model or recipe.model
+    if name in PRESETS:
+        model, processor = build(name, dtype=torch.float32, **architecture)
+    elif architecture:
+        raise ValueError(f"{name} has its gates and its layers: only a preset takes {', '.join(architecture)}")
+    else:
+        model, processor = load(name, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for frozen in (model.model.language_model, model.lm_head):
+        frozen.to(fastest_dtype(device))
     if options.vision_stages is not None:
         model.set_trainable(vision_stages=options.vision_stages, decoder=model.config.trainable_decoder)
-    _print_table(
-        ["part", "parameters", "trained"],
-        [[part.name, f"{part.parameters:,}", f"{part.trainable:,}"] for part in model.trainable_parts()],
-    )
-    settings = TrainingSettings(
-        data=options.data,
-        output=options.output,
-        cache=options.cache or options.output / "features",
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-        save_steps=options.save_steps,
-        max_steps=options.max_steps,
-        tensorboard=options.tensorboard,
-    )
+    if is_main():
+        _print_table(
+            ["part", "parameters", "trained"],
+            [[part.name, f"{part.parameters:,}", f"{part.trainable:,}"] for part in model.trainable_parts()],
+        )
+    if settings.vision is not None:
+        say(f"first the vision side: the encoder's last stages ({settings.vision.stages}) and the resampler")
     try:
         train(model, processor, settings)
     except KeyboardInterrupt as interruption:
-        said = interruption.args or ["interrupted: the same command goes on where it stopped"]
-        raise KeyboardInterrupt(*said) from None
-    data = "".join(f" --data {shlex.quote(name)}" for name in options.data)
-    print(f"saved in {options.output}; how good it is, and how much of that it owes to the pictures:")
-    print(f"  multimodal evaluate --model {shlex.quote(str(options.output))}{data}")
-    print(f"  multimodal evaluate --model {shlex.quote(str(options.output))}{data} --shuffle-images")
+        reason = interruption.args or ("interrupted: the same command goes on where it stopped",)
+        raise KeyboardInterrupt(*reason) from None
+    data = "".join(f" --data {shlex.quote(name)}" for name in settings.data)
+    say(f"saved in {options.output}; how good it is, and how much of that it owes to the pictures:")
+    say(f"  multimodal evaluate --model {shlex.quote(str(options.output))}{data}")
+    say(f"  multimodal evaluate --model {shlex.quote(str(options.output))}{data} --shuffle-images")
+    return 0
+
+
+def _adapt(options: argparse.Namespace) -> int:
+    _quiet()
+    from multimodal.data import normalise_answer, read
+    from multimodal.model import MultiModalModel
+    from multimodal.training.adapt import AdaptSettings, adapt
+    from multimodal.training.few import draw_evenly
+
+    bad: list[Any] | None = [] if options.skip_bad else None
+    samples = read(options.data, skip_bad=bad)
+    _print_bad(bad)
+    if options.limit is not None and options.limit < len(samples):
+        drawn = draw_evenly(samples, options.limit, seed=options.seed)
+        answers = len({normalise_answer(sample.answer) for sample in drawn})
+        print(f"{len(drawn)} of {len(samples):,} examples, drawn evenly over {answers} answers")
+        samples = drawn
+    output = options.output or Path(f"{Path(options.data.rpartition(':')[2]).stem}-adapter")
+    settings = AdaptSettings(
+        output, minutes=options.minutes, augment=options.augment, held_out=options.held_out, seed=options.seed
+    )
+    print(adapt(MultiModalModel.from_pretrained(options.model), samples, settings))
+    model, folder = shlex.quote(options.model), shlex.quote(str(output))
+    print(f"to use it: python -m demo.app --model {model} --adapter {folder}")
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     _quiet()
-    from multimodal.data import read
-    from multimodal.model import MultiModalModel
-    from multimodal.training.evaluation import accuracy_by, predict, shuffle_images
+    from multimodal.training.measuring import EvaluationSettings, evaluate
 
-    splits = [(name, read(name, options.split)) for name in options.data]  # told before the model is loaded
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text("")
-    model = MultiModalModel.from_pretrained(options.model)
-    for name, samples in splits:
-        if options.shuffle_images:
-            samples = shuffle_images(samples)
-        predictions = predict(model, samples[: options.limit], batch_size=options.batch_size)
-        rows = [[group, str(count), f"{100 * share:.1f} %"] for group, count, share in accuracy_by(predictions)]
-        print(f"{name}, {options.split}{', pictures shuffled' if options.shuffle_images else ''}")
-        _print_table(["questions", "number", "exact match"], rows)
-        if options.output:
-            with options.output.open("a", encoding="utf-8") as file:
-                for prediction in predictions:
-                    file.write(json.dumps(_prediction_as_dict(prediction), ensure_ascii=False) + "\n")
+    return _show(evaluate(_settings(EvaluationSettings, options)))
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    _quiet()
+    from multimodal.training.measuring import CalibrationSettings, calibrate
+
+    return _show(calibrate(_settings(CalibrationSettings, options)))
+
+
+def _print_bad(bad: list[Any] | None) -> None:
+    from multimodal.data import report_bad
+
+    if bad:
+        print(report_bad(bad))
+
+
+def _settings(kind: Any, options: argparse.Namespace) -> Any:
+    from dataclasses import fields
+
+    return kind(**{entry.name: getattr(options, entry.name) for entry in fields(kind)})
+
+
+def _show(told: Iterable[Any]) -> int:
+    """Print lines and tables as they come."""
+    for piece in told:
+        if isinstance(piece, str):
+            print(piece)
+        else:
+            _print_table(*piece)
     return 0
 
 
-def _prediction_as_dict(prediction: Any) -> dict[str, Any]:
-    sample = prediction.sample
-    return {
-        "id": sample.id,
-        "question": sample.question,
-        "images": [str(path) for path in sample.images],
-        "answer": sample.answer,
-        "said": prediction.text,
-        "correct": prediction.correct,
-    }
+def _label(options: argparse.Namespace) -> int:
+    from multimodal.data import report_bad
+    from multimodal.training.teacher import label, pictures_in, teacher_of
+
+    pictures = pictures_in(options.pictures)  # told before a teacher is loaded
+    _quiet()
+    teacher = teacher_of(options.teacher, model=options.teacher_model, max_new_tokens=options.max_new_tokens)
+    try:
+        done = label(pictures, options.question, teacher, options.output, instruction=options.instruction)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted: the same command goes on where it stopped") from None
+    if done.bad:
+        print(report_bad(done.bad))
+    before = f", {done.there:,} were there" if done.there else ""
+    print(f"{done.written:,} answers of {teacher.name} added to {options.output}{before}; to train on them:")
+    print(f"  multimodal train --data {shlex.quote(str(options.output))} --output FOLDER")
+    return 0
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from multimodal.data import report_bad
+    from multimodal.data.describe import describe, table_of, warnings_of
+
+    description = describe(options.data, options.split, progress=True)
+    if options.json:
+        print(json.dumps(description.to_dict(), indent=2, ensure_ascii=False))
+        return 0
+    for name in dict.fromkeys(split.data for split in description.splits):
+        print(name)
+        _print_table(*table_of([split for split in description.splits if split.data == name]))
+    unread = report_bad([*description.bad, *description.broken])
+    for warning in filter(None, [unread, *warnings_of(description)]):
+        print(warning)
+    if not description.leaks:
+        print("no picture stands in two splits")
+    return 0
 
 
 def _models(_options: argparse.Namespace) -> int:

@@ -198,7 +198,7 @@ def _answer_tokens(answer: Answer) -> tuple[str, ...]:
 
 def _heading(question: str, answer: Answer) -> Image.Image:
     width = WIDTH - 2 * MARGIN
-    sure = f"Confidence {answer.confidence:.2f} (how sure the model was of its words, not the chance of being right)"
+    sure = f"Confidence {answer.confidence:.2f} (the chance that it is right, as the model estimates it)"
     sure += f" \N{MIDDLE DOT} {answer.usage.completion_tokens} tokens"
     sure += "" if answer.finished else " \N{MIDDLE DOT} cut short"
     blocks = [

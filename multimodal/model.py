@@ -1,7 +1,7 @@
 """MultiModalModel: the friendly face. A picture and a prompt go in, an answer comes out, whole or word by word.
 
 It brings pictures through ``images.py``, asks the fused model, and reports what it cost and how sure the model was. It
-keeps no state between questions, so one model can answer several at once.
+keeps no state between questions, so one model can answer several at once, each with its own adapter.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from multimodal.adapters import AdapterError, AdapterSwitch, load_adapter, read_adapter
 from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, FusionProcessor, FusionTrace
 from multimodal.images import load_image
 from multimodal.presets import trained_folder
 
 DEFAULT_MODEL = "embedded"
+CHOSEN: Any = object()  # in the place of an adapter's name: the one that was set
 
 
 class ModelError(RuntimeError):
@@ -62,14 +64,17 @@ class Answer:
 
     Attributes:
         text: What the model says.
-        confidence: Geometric mean of the probabilities that the model gave to its tokens, 0 to 1. It ranks answers;
-            it is not the chance of being right.
+        confidence: The chance that the whole answer is right, 0 to 1: the probability that the model gave to it,
+            end of answer included, as ``multimodal calibrate`` corrected it on questions whose answers are known (see
+            :func:`chance_of_right`). It holds for questions and pictures like those; where nobody calibrated the
+            model, it is that probability itself. Of a report of many words it is the chance that all of them are right.
         timings: How long it took.
         usage: What it took.
         tokens: What each of the answer's tokens adds to the text, in order, the end-of-answer token included. Where
             several tokens make one character, the last of them has it and the others are empty.
         finished: False if the answer was stopped or ran into ``max_new_tokens``.
         trace: Gates and attention, one row for each of ``tokens``; None without a picture or if not asked for.
+        unsure: Whether the confidence is below the ``min_confidence`` that was asked for.
     """
 
     text: str
@@ -79,6 +84,7 @@ class Answer:
     tokens: tuple[str, ...]
     finished: bool
     trace: FusionTrace | None = None
+    unsure: bool = False
 
 
 class _Stop(StoppingCriteria):
@@ -119,8 +125,12 @@ class AnswerStream(Iterator[str]):
         *,
         started: float,
         trace: bool,
+        min_confidence: float = 0.0,
+        adapter: str | None = None,
     ) -> None:
         self.answer: Answer | None = None
+        self._adapter = adapter
+        self._min_confidence = min_confidence
         self._flag = threading.Event()
         self._error: BaseException | None = None
         self._streamer = TextIteratorStreamer(model.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -147,7 +157,7 @@ class AnswerStream(Iterator[str]):
         self.stop()
 
     def stop(self) -> None:
-        """End generation, within one token, and wait for it; ``answer`` then holds what there is."""
+        """End generation, within one token, and wait for it; ``answer`` then holds what there is, or None."""
         self._flag.set()
         self._thread.join()
 
@@ -160,7 +170,9 @@ class AnswerStream(Iterator[str]):
         trace: bool,
     ) -> None:
         try:
-            self.answer = self._generate(model, inputs, options, started, trace)
+            with model.switch.use(self._adapter, given_up=self._flag.is_set) as its_turn:
+                if its_turn:
+                    self.answer = self._generate(model, inputs, options, started, trace)
         except BaseException as error:  # handed to the reader, who would otherwise wait for ever
             self._error = error
         finally:
@@ -189,8 +201,11 @@ class AnswerStream(Iterator[str]):
         )
         ended = time.perf_counter()
         new = output.sequences[0, prompt_length:]
-        logprobs = torch.stack([step[0].float().log_softmax(-1) for step in output.logits])
+        logits = torch.stack([step[0].float() for step in output.logits])
+        logits[:, model.model.generation_config.suppress_tokens or []] = -math.inf  # what can't be said has no share
+        logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(1, new[:, None])  # (T_new, 1)
+        confidence = model.confidence_of(chosen.sum().item())
         found = None
         if trace and "pixel_values" in inputs:
             found = model.model.trace(
@@ -202,7 +217,7 @@ class AnswerStream(Iterator[str]):
         tokenizer = model.processor.tokenizer
         return Answer(
             text=tokenizer.decode(new, skip_special_tokens=True).strip(),
-            confidence=math.exp(chosen.mean().item()),
+            confidence=confidence,
             timings=Timings(
                 prepare=prepared - started,
                 first_token=(watch.first_token or ended) - started,
@@ -215,6 +230,7 @@ class AnswerStream(Iterator[str]):
             ),
             tokens=_token_texts(tokenizer, new.tolist()),
             finished=int(new[-1]) in model.end_tokens,
+            unsure=confidence < self._min_confidence,
             trace=found,
         )
 
@@ -225,11 +241,17 @@ class MultiModalModel:
     Args:
         model: The fused model.
         processor: Its processor.
+        name: What people call it.
+
+    Attributes:
+        switch: Lets every answer be computed with its own adapter.
     """
 
-    def __init__(self, model: FusionForConditionalGeneration, processor: FusionProcessor) -> None:
+    def __init__(self, model: FusionForConditionalGeneration, processor: FusionProcessor, *, name: str = "") -> None:
         self.model = model.eval()
         self.processor = processor
+        self.name = name
+        self.switch = AdapterSwitch(self.model)
 
     @classmethod
     def from_pretrained(
@@ -248,13 +270,69 @@ class MultiModalModel:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, processor = load(name, dtype=dtype or fastest_dtype(device))
-        return cls(model.to(device), processor)
+        return cls(model.to(device), processor, name=Path(name).name)
 
     @property
     def end_tokens(self) -> set[int]:
         """Ids of the tokens that end an answer."""
         end = self.model.generation_config.eos_token_id
         return set(end) if isinstance(end, list) else set() if end is None else {end}
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters that are loaded."""
+        return list(self.switch.names)
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter that :meth:`set_adapter` chose; None is the model as it came."""
+        return self.switch.chosen
+
+    def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
+        """Load an adapter that ``multimodal adapt`` made; :meth:`set_adapter` then chooses it.
+
+        Answers that are being written end first, and new ones wait meanwhile.
+
+        Args:
+            folder: Its folder.
+            name: What to call it; by default as its folder.
+
+        Returns:
+            Its name.
+
+        Raises:
+            AdapterError: If there is none, it was made for another model, PEFT is missing, or the name is taken.
+        """
+        folder = Path(folder).expanduser()
+        name = name or folder.resolve().name
+        weights = read_adapter(folder, self.model, base=self.name)
+        with self.switch.alone():
+            inner = self.switch.new_name(name)
+            load_adapter(self.model, weights, inner)
+            self.switch.names[name] = inner
+        return name
+
+    def set_adapter(self, name: str | None) -> None:
+        """Choose the adapter of the answers that begin from now on; those that are being written keep theirs.
+
+        Args:
+            name: As :attr:`adapters` has it; None for the model as it came.
+
+        Raises:
+            AdapterError: If none is called so.
+        """
+        self.switch.choose(self._known(name))
+
+    def _known(self, name: str | None) -> str | None:
+        if name is not None and name not in self.switch.names:
+            raise AdapterError(f"no adapter is called {name!r}: use {', '.join([*self.adapters, 'None'])}")
+        return name
+
+    def confidence_of(self, logprob: float) -> float:
+        """The chance that an answer is right, 0 to 1, from the log-probability that the model gave to all of it."""
+        return chance_of_right(
+            logprob, scale=self.model.config.confidence_scale, bias=self.model.config.confidence_bias
+        )
 
     def __call__(self, prompt: str, image: Any = None, **options: Any) -> Answer:
         """Answer a prompt about a picture, several, or none.
@@ -283,6 +361,8 @@ class MultiModalModel:
         temperature: float = 0.0,
         top_p: float = 1.0,
         trace: bool = False,
+        min_confidence: float = 0.0,
+        adapter: str | None = CHOSEN,
     ) -> AnswerStream:
         """Answer piece by piece.
 
@@ -293,6 +373,9 @@ class MultiModalModel:
             temperature: 0 takes the likeliest token always.
             top_p: With a temperature, sample from the likeliest tokens of this total probability, 0 to 1.
             trace: Also compute the trace (one more forward pass at the end).
+            min_confidence: An answer with less confidence is marked as ``unsure``, 0 to 1; it is given all the same.
+            adapter: Which adapter answers, None for none; by default the one that :meth:`set_adapter` chose. Where
+                another one is at work, this answer waits until it has ended.
 
         Returns:
             An iterator over pieces of text; its ``answer`` is there when it is exhausted, its ``stop()`` ends it.
@@ -300,20 +383,29 @@ class MultiModalModel:
         Raises:
             ImageError: If a picture cannot be used.
             ModelError: If the prompt is empty or too long, or an option is out of range.
+            AdapterError: If there is no such adapter.
         """
         started = time.perf_counter()
         for option, value, fits, range_ in (
             ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 or more"),
             ("temperature", temperature, temperature >= 0, "0 or more"),
             ("top_p", top_p, 0 < top_p <= 1, "above 0, at most 1"),
+            ("min_confidence", min_confidence, 0 <= min_confidence <= 1, "0 to 1"),
         ):
             if not fits:
                 raise ModelError(f"{option}={value} must be {range_}")
+        adapter = self.adapter if adapter is CHOSEN else self._known(adapter)
         inputs = self._prepare(prompt, _as_list(image), max_new_tokens)
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             options |= {"temperature": temperature, "top_p": top_p}
-        return AnswerStream(self, inputs, options, started=started, trace=trace)
+        told: dict[str, Any] = {
+            "started": started,
+            "trace": trace,
+            "min_confidence": min_confidence,
+            "adapter": adapter,
+        }
+        return AnswerStream(self, inputs, options, **told)
 
     def encode(self, conversations: Sequence[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
         """The model's inputs for several conversations, pictures included.
@@ -331,6 +423,21 @@ class MultiModalModel:
             sanitize_control_tokens=True,
         )
         return dict(inputs.to(self.model.device))
+
+    def tokenise(self, conversations: Sequence[list[dict[str, Any]]]) -> list[list[int]]:
+        """The prompts of several conversations as tokens, a placeholder for each picture.
+
+        Args:
+            conversations: As :func:`conversation` makes them; what stands for a picture may be anything.
+        """
+        return self.processor.tokenizer.apply_chat_template(
+            list(conversations),
+            chat_template=self.processor.chat_template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+        )
 
     def _prepare(self, prompt: str, images: Sequence[Any], max_new_tokens: int) -> dict[str, torch.Tensor]:
         if not prompt.strip():
@@ -351,6 +458,31 @@ def conversation(prompt: str, images: Sequence[Any] = ()) -> list[dict[str, Any]
     return [{"role": "user", "content": [*content, {"type": "text", "text": prompt.strip()}]}]
 
 
+def chance_of_right(logprob: float, *, scale: float = 1.0, bias: float = 0.0) -> float:
+    """How likely an answer is right: ``sigmoid(scale * log-odds + bias)`` of the probability that the model gave to it.
+
+    J. Platt, "Probabilistic Outputs for Support Vector Machines", 1999. With the defaults it is that probability.
+
+    Args:
+        logprob: Log-probability of the whole answer, the sum over its tokens.
+        scale: ``FusionConfig.confidence_scale``.
+        bias: ``FusionConfig.confidence_bias``.
+    """
+    score = scale * log_odds(logprob) + bias
+    return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def log_odds(logprob: float) -> float:
+    """``log(p / (1 - p))`` of a probability given as its logarithm; that of certainty is finite, too."""
+    logprob = min(logprob, -1e-6)
+    return logprob - math.log(-math.expm1(logprob))
+
+
+def folder_of(name: str | Path) -> Path:
+    """The folder that a model's name means: that of our own, or the name itself."""
+    return trained_folder(str(name)) or Path(name).expanduser()
+
+
 def load(
     name: str | Path, *, dtype: torch.dtype | None = None
 ) -> tuple[FusionForConditionalGeneration, FusionProcessor]:
@@ -364,7 +496,7 @@ def load(
         ModelError: If there is no such model.
         WeightsError: If a part of it is not here; ``multimodal pull`` fetches it.
     """
-    folder = trained_folder(str(name)) or Path(name).expanduser()
+    folder = folder_of(name)
     if (folder / "config.json").is_file():
         source = str(folder)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not folder.exists():

@@ -5,6 +5,7 @@ The settings are made here, before anything imports torch, transformers or gradi
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import socket
@@ -43,6 +44,13 @@ def is_loopback(address: Any) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name, which would have to be looked up
         return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settled_heap() -> None:
+    """What is imported stays: ``Trainer`` collects garbage whenever it begins, half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -88,17 +88,32 @@ class TestAnswer:
         assert 0 < answer.timings.prepare <= answer.timings.first_token <= answer.timings.total
         assert not answer.finished and answer.trace is None
 
-    def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities(
-        self, model: MultiModalModel, image: Image.Image
+    def test_confidence_is_the_calibrated_probability_of_the_answer(
+        self, model: MultiModalModel, image: Image.Image, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        answer = model(QUESTION, image, max_new_tokens=9)
+        answer = model(QUESTION, image, max_new_tokens=3)
         inputs = model.encode([conversation(QUESTION, [image])])
         length = inputs["input_ids"].shape[1]
-        sequence = model.model.generate(**inputs, max_new_tokens=9, do_sample=False)
+        sequence = model.model.generate(**inputs, max_new_tokens=3, do_sample=False)
         with torch.no_grad():
             logits = model.model(input_ids=sequence, pixel_values=inputs["pixel_values"]).logits[0, length - 1 : -1]
-        chosen = logits.log_softmax(-1).gather(1, sequence[0, length:, None])
-        assert answer.confidence == pytest.approx(math.exp(chosen.mean().item()), rel=1e-4)
+        logits[:, model.processor.image_token_id] = -math.inf  # which an answer cannot hold
+        chosen = logits.log_softmax(-1).gather(1, sequence[0, length:, None]).sum().item()
+        assert answer.confidence == pytest.approx(math.exp(chosen), rel=1e-3)
+        monkeypatch.setattr(model.model.config, "confidence_scale", 0.5)
+        monkeypatch.setattr(model.model.config, "confidence_bias", 2.0)
+        odds = math.exp(0.5 * math.log(math.exp(chosen) / (1 - math.exp(chosen))) + 2)
+        again = model(QUESTION, image, max_new_tokens=3)
+        assert again.text == answer.text and again.confidence == pytest.approx(odds / (1 + odds), rel=1e-3)
+
+    def test_an_answer_says_that_it_is_unsure(
+        self, model: MultiModalModel, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(model.model.config, "confidence_scale", 0.0)  # always 50 %
+        for least, unsure in ((0.0, False), (0.5, False), (0.51, True), (1.0, True)):
+            answer = model(QUESTION, image, max_new_tokens=3, min_confidence=least)
+            assert answer.confidence == 0.5 and answer.unsure is unsure and answer.text
+        assert not model(QUESTION, image, max_new_tokens=3).unsure
 
     def test_the_picture_counts(self, model: MultiModalModel) -> None:
         texts = {model(QUESTION, draw(colour, 0), max_new_tokens=8).text for colour in ("red", "blue", "white")}
@@ -241,7 +256,17 @@ class TestErrors:
         with pytest.raises(ModelError, match="lower max_new_tokens"):
             model.stream(QUESTION, image, max_new_tokens=256)
 
-    @pytest.mark.parametrize("option", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}])
+    @pytest.mark.parametrize(
+        "option",
+        [
+            {"max_new_tokens": 0},
+            {"temperature": -1},
+            {"top_p": 0},
+            {"top_p": 1.5},
+            {"min_confidence": -0.1},
+            {"min_confidence": 50},
+        ],
+    )
     def test_an_option_out_of_range(self, model: MultiModalModel, image: Image.Image, option: dict[str, Any]) -> None:
         with pytest.raises(ModelError, match=f"{next(iter(option))}=.* must be"):
             model(QUESTION, image, **option)

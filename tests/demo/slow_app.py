@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import demo.app
@@ -16,8 +18,8 @@ SECONDS = float(sys.argv[1])
 load = demo.app._load
 
 
-def load_slow(name: str) -> MultiModalModel:
-    model = load(name)
+def load_slow(name: str, adapters: Mapping[str, Path]) -> MultiModalModel:
+    model = load(name, adapters)
     model.model.lm_head.register_forward_hook(pause)
     return model
 

@@ -17,12 +17,13 @@ from PIL import Image
 
 import demo
 from demo.asking import Asking, Step
+from multimodal.adapters import AdapterError
 from multimodal.model import Answer, ModelError, MultiModalModel
 
 pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
 
 from demo import app, page
-from demo.explanation import doing, figures, heat_legend, word_buttons
+from demo.explanation import doing, figures, heat_legend, unsure_notice, word_buttons
 from multimodal.drawing import Word, answer_words
 from tests.demo.tiny import free_port
 
@@ -170,11 +171,94 @@ def answer(model: MultiModalModel) -> Answer:
     return model("What is this?", Image.linear_gradient("L"), max_new_tokens=6, trace=True)
 
 
-def test_figures_say_what_confidence_is_not(answer: Answer) -> None:
+def test_figures_say_what_confidence_is(answer: Answer) -> None:
     text = figures(replace(answer, confidence=0.615))
     assert "62 %" in text or "61 %" in text
-    assert "not the chance" in text
+    assert "the chance that the whole answer is right" in text and "far off" in text
     assert "cut short" in text and "cut short" not in figures(replace(answer, finished=True))
+
+
+def test_an_unsure_answer_is_shown_and_said_to_be_unsure(answer: Answer, picture: Image.Image) -> None:
+    unsure = replace(answer, confidence=0.314, unsure=True)
+    assert "The model is not sure" in unsure_notice(unsure) and "31 %" in unsure_notice(unsure)
+    assert "less than 1 %" in unsure_notice(replace(unsure, confidence=1e-9))
+    assert unsure_notice(replace(answer, confidence=0.0)) == ""
+    text, status, *_ = page._told(Step("Done", answer.text, unsure), picture)
+    assert text == answer.text and status == unsure_notice(unsure) + figures(unsure)
+    assert "not sure" not in page._told(Step("Done", answer.text, answer), picture)[1]
+
+
+def test_the_asker_says_how_sure_is_sure(asking: Asking, picture: Image.Image) -> None:
+    for least, unsure in ((0.0, False), (1.0, True)):
+        number = asking.new_question("me")
+        *_, last = asking.ask("me", number, "What is this?", picture, max_new_tokens=3, min_confidence=least)
+        assert last.answer is not None and last.answer.unsure is unsure
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(model: MultiModalModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the tiny model with random weights, under which it says something else."""
+    from multimodal.adapters import attach, detach, save_adapter
+    from multimodal.training.adapt import adapted_layers
+
+    folder = tmp_path_factory.mktemp("adapters") / "shop"
+    attach(model.model, adapted_layers(model.model), name="new", rank=2, scale=4.0)
+    for name, parameter in model.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=2.0, generator=torch.Generator().manual_seed(0))
+    save_adapter(model.model, "new", folder, base=model.name)
+    detach(model.model, "new")
+    return folder
+
+
+def test_each_asker_has_their_own_adapter(tiny_folder: Path, adapter_folder: Path, picture: Image.Image) -> None:
+    adapters = app._adapters([], str(adapter_folder.parent))
+    asking = Asking(lambda: app._load(str(tiny_folder), adapters))
+    asking.start()
+
+    def begin(session: str, adapter: str | None) -> Generator[Step]:
+        number = asking.new_question(session)
+        return asking.ask(session, number, "What is this?", picture, max_new_tokens=12, adapter=adapter)
+
+    alone = {adapter: list(begin("me", adapter))[-1].text for adapter in (None, "shop")}
+    assert alone[None] != alone["shop"]
+    mine, yours = begin("me", None), begin("you", "shop")
+    read(mine, words=2)  # and while this is being written
+    texts: dict[str, str] = {}
+    asker = threading.Thread(target=lambda: texts.update(yours=list(yours)[-1].text))
+    asker.start()
+    texts["mine"] = list(mine)[-1].text
+    asker.join(60)
+    assert texts == {"mine": alone[None], "yours": alone["shop"]}
+    with pytest.raises(AdapterError, match="no adapter is called 'else'"):
+        list(begin("me", "else"))
+
+
+def test_adapters_are_chosen_on_the_page(model: MultiModalModel) -> None:
+    def dropdown(adapters: list[str]) -> dict[str, Any]:
+        blocks = page.build(Asking(lambda: model), model_name="tiny", adapters=adapters)
+        return next(
+            block for block in blocks.get_config_file()["components"] if block["props"].get("label") == "Adapter"
+        )
+
+    props = dropdown(["shop", "clinic"])["props"]
+    assert props["visible"] and props["value"] == page.NO_ADAPTER
+    assert [tuple(choice) for choice in props["choices"]] == [("none", ""), ("shop", "shop"), ("clinic", "clinic")]
+    assert not dropdown([])["props"]["visible"], "nothing to choose from"
+
+
+def test_adapters_by_flag_and_environment(adapter_folder: Path, tmp_path: Path) -> None:
+    assert app._parser().parse_args(["--adapter", "a", "--adapter", "b"]).adapter == [Path("a"), Path("b")]
+    assert app._adapters([], None) == {}
+    assert app._adapters([adapter_folder], str(adapter_folder)) == {"shop": adapter_folder}
+    with pytest.raises(ValueError, match=r"MULTIMODAL_ADAPTERS=\S+: no adapter lies there"):
+        app._adapters([], str(tmp_path))
+    with pytest.raises(ValueError, match=r"--adapter \S+: there is no adapter; `multimodal adapt` makes one"):
+        app._adapters([tmp_path], None)
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / app.ADAPTER).write_text("{}")
+    with pytest.raises(ValueError, match="two adapters of one name"):
+        app._adapters([adapter_folder, tmp_path / "shop"], None)
 
 
 def test_every_word_is_a_button_under_a_bar_of_its_openness() -> None:

@@ -195,7 +195,9 @@ def test_upload_ask_read_look_and_stop(visit: Visit, server: Server) -> None:
         page.wait_for_timeout(100)
     assert len(set(lengths) - {0}) > 2 and lengths == sorted(lengths), f"the answer did not grow: {lengths}"
     assert visit.words() == 16
-    assert "not the chance" in page.locator("#status").inner_text()
+    status = page.locator("#status").inner_text()
+    assert "The model is not sure" in status and "the chance that the whole answer is right" in status
+    assert page.locator("#least input[type=number]").input_value() == "50"
 
     overlay = page.locator("#overlay img")
     overlay.wait_for()
