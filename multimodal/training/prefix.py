@@ -17,8 +17,7 @@ import copy
 import hashlib
 import json
 import struct
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,7 +32,7 @@ from transformers.cache_utils import DynamicCache
 from multimodal.fusion import FusionForConditionalGeneration
 from multimodal.fusion.prefix import prefix_obstacle
 
-BATCH_TOKENS = 512  # tokens at a time, in rows of one length: nothing is padded
+BATCH_TOKENS = 512  # tokens at a time, in rows of about one length; what follows a row's end does not reach it
 
 # A record's head: digest of its tokens, how many tokens have numbers, how many records of its batch come behind it.
 HEAD = struct.Struct("<32sII")
@@ -160,28 +159,22 @@ class _Records:
 
         Args:
             jobs: Tokens.
-            compute: The numbers of a batch of jobs of one length that start at one place.
+            compute: The numbers of a batch of jobs, the longest last, that start at one place.
             what: Names the bar.
             start: Where a job's tokens with numbers start.
         """
         with self.file.open("a+b") as stream:
             stream.truncate(self._scan(stream))
             wanted = [(digest, job) for job in jobs if (digest := _tokens_digest(job)) not in self._places]
-            by_length: dict[tuple[int, int], list[tuple[bytes, Tokens]]] = defaultdict(list)
-            for digest, job in sorted(wanted):  # an order that does not hang on what is done already
-                by_length[start(job), len(job)].append((digest, job))
+            wanted.sort(key=lambda job: (start(job[1]), len(job[1]), job[0]))  # whatever is done already
             with tqdm(total=len(wanted), desc=what, disable=not wanted) as progress:
-                for (begin, length), group in sorted(by_length.items()):
-                    size = max(BATCH_TOKENS // (length - begin), 1)
-                    for at in range(0, len(group), size):
-                        batch = group[at : at + size]
-                        found = compute([job for _, job in batch])
-                        numbers = [_bytes(tensor) for tensor in found]
-                        left = range(len(batch) - 1, -1, -1)
-                        for (digest, _), number, behind in zip(batch, numbers, left, strict=True):
-                            stream.write(HEAD.pack(digest, len(number) // self.token_bytes, behind) + number)
-                        stream.flush()
-                        progress.update(len(batch))
+                for batch in _batches(wanted, start):
+                    numbers = [_bytes(tensor) for tensor in compute([job for _, job in batch])]
+                    left = range(len(batch) - 1, -1, -1)
+                    for (digest, _), number, behind in zip(batch, numbers, left, strict=True):
+                        stream.write(HEAD.pack(digest, len(number) // self.token_bytes, behind) + number)
+                    stream.flush()
+                    progress.update(len(batch))
             self._scan(stream)
             if stream.seek(0, 2):
                 self._bytes = np.memmap(self.file, np.uint8, mode="r")
@@ -209,6 +202,27 @@ class _Records:
         return torch.from_numpy(np.array(self._bytes[start:end]))
 
 
+def _batches(
+    jobs: Iterable[tuple[bytes, Tokens]], start: Callable[[Tokens], int]
+) -> Iterator[list[tuple[bytes, Tokens]]]:
+    """Cut sorted jobs into batches that start at one place and are no longer than ``BATCH_TOKENS``, once padded."""
+    batch: list[tuple[bytes, Tokens]] = []
+    for digest, job in jobs:
+        begin = start(job)
+        if batch and (start(batch[0][1]) != begin or (len(batch) + 1) * (len(job) - begin) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append((digest, job))
+    if batch:
+        yield batch
+
+
+def _padded(rows: Sequence[Tokens], device: torch.device) -> torch.Tensor:
+    """Token ids ``(B, T)``; a causal decoder's states do not hang on what stands behind a row's end."""
+    longest = max(map(len, rows))
+    return torch.tensor([(*row, *[0] * (longest - len(row))) for row in rows], device=device)
+
+
 def _tokens_digest(tokens: Tokens) -> bytes:
     return hashlib.sha256(np.array(tokens, "<i4").tobytes()).digest()
 
@@ -231,10 +245,10 @@ def _key(decoder: Any, first: int, image_token_id: int) -> str:
 
 def _keys_and_values(decoder: Any, first: int, batch: Sequence[Tokens]) -> list[torch.Tensor]:
     """Of each prefix: ``(2, N, K, P, C)``."""
-    ids = torch.tensor(batch, device=decoder.device)
-    layers = decoder(input_ids=ids, use_cache=True).past_key_values.layers[first:]
+    layers = decoder(input_ids=_padded(batch, decoder.device), use_cache=True).past_key_values.layers[first:]
     kinds = [torch.stack([getattr(layer, kind) for layer in layers], dim=1) for kind in ("keys", "values")]
-    return list(torch.stack(kinds, dim=1))  # (B, 2, N, K, P, C)
+    both = torch.stack(kinds, dim=1)  # (B, 2, N, K, P, C)
+    return [numbers[..., : len(row), :] for numbers, row in zip(both, batch, strict=True)]
 
 
 class _LowerLayers:
@@ -253,7 +267,7 @@ class _LowerLayers:
         self._length = 0
 
     def states(self, batch: Sequence[Tokens], start: int) -> list[torch.Tensor]:
-        """Of each row of one length: the states ``(T, D)`` behind the lower layers, from ``start`` on."""
+        """Of each row: the states ``(T, D)`` behind the lower layers, from ``start`` on."""
         if start != self._length:
             self._kept, self._length = {}, start
         cache = DynamicCache()
@@ -265,8 +279,10 @@ class _LowerLayers:
                 cache.update(
                     torch.stack([keys for keys, _ in kept]), torch.stack([values for _, values in kept]), index
                 )
-        ids = torch.tensor([row[start:] for row in batch], device=self.layers.device)
-        return list(self.layers(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state)
+        suffixes = [row[start:] for row in batch]
+        ids = _padded(suffixes, self.layers.device)
+        states = self.layers(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        return [its[: len(row)] for its, row in zip(states, suffixes, strict=True)]
 
     def _read(self, prefixes: Sequence[Tokens]) -> None:
         size = max(BATCH_TOKENS // max(self._length, 1), 1)
