@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("image", type=Path, help="a picture: PNG, JPEG, WEBP, GIF, TIFF, BMP or DICOM")
     ask.add_argument("prompt", help="what to ask")
     ask.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
+    ask.add_argument("--adapter", type=Path, metavar="FOLDER", help=_ADAPTER_HELP)
     ask.add_argument("--max-new-tokens", type=_count, default=128, help="length limit of the answer (default: 128)")
     ask.add_argument(
         "--trace", type=Path, metavar="PNG", help="draw where the model looked, and its gates, into a file"
@@ -163,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--form", action="store_true", help="forty prompts that people type: form of the answers")
     _add_answering(evaluate, split="validation")
+    evaluate.add_argument("--adapter", type=Path, metavar="FOLDER", help=_ADAPTER_HELP)
     evaluate.add_argument(
         "--held-out", action="store_true", help="only questions about the pictures that training leaves out"
     )
@@ -268,6 +270,7 @@ _DATA_HELP = (
     "slake:FOLDER, slake-zh:FOLDER, vqa-rad:FOLDER, vqa-rad/K:FOLDER (fold K of 0 to 4), grocery:FOLDER, "
     "grocery-categories:FOLDER, grocery-descriptions:FOLDER, clothing:FOLDER, or a .jsonl or .csv file"
 )
+_ADAPTER_HELP = "answer with this adapter, which `multimodal adapt` made"
 
 
 def _ask(options: argparse.Namespace) -> int:
@@ -277,7 +280,7 @@ def _ask(options: argparse.Namespace) -> int:
     _quiet()
     from multimodal.model import MultiModalModel
 
-    model = MultiModalModel.from_pretrained(options.model)
+    model = MultiModalModel.from_pretrained(options.model, adapter=options.adapter)
     tracing = options.trace is not None
     stream = model.stream(
         options.prompt,
@@ -423,7 +426,8 @@ def _adapt(options: argparse.Namespace) -> int:
     )
     print(adapt(MultiModalModel.from_pretrained(options.model), samples, settings))
     model, folder = shlex.quote(options.model), shlex.quote(str(output))
-    print(f"to use it: python -m demo.app --model {model} --adapter {folder}")
+    for command in ("multimodal ask PICTURE PROMPT", "python -m demo.app"):
+        print(f"to use it: {command} --model {model} --adapter {folder}")
     return 0
 
 

@@ -255,22 +255,32 @@ class MultiModalModel:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = DEFAULT_MODEL, *, dtype: torch.dtype | None = None, device: str | None = None
+        cls,
+        name: str | Path = DEFAULT_MODEL,
+        *,
+        adapter: str | Path | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
     ) -> MultiModalModel:
         """Load a trained model.
 
         Args:
             name: ``"embedded"``, or a folder or hub id with a fused checkpoint.
+            adapter: Folder of an adapter that ``multimodal adapt`` made, to load and choose.
             dtype: Of weights and computation; None takes bfloat16 where the hardware has it, else float32.
             device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where there is one.
 
         Raises:
             ModelError: If there is no such model.
             WeightsError: If a part of it is not here; ``multimodal pull`` fetches it.
+            AdapterError: As :meth:`load_adapter` says.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, processor = load(name, dtype=dtype or fastest_dtype(device))
-        return cls(model.to(device), processor, name=Path(name).name)
+        loaded = cls(model.to(device), processor, name=Path(name).name)
+        if adapter is not None:
+            loaded.set_adapter(loaded.load_adapter(adapter))
+        return loaded
 
     @property
     def end_tokens(self) -> set[int]:

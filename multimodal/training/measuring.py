@@ -67,6 +67,7 @@ class EvaluationSettings(AnsweringSettings):
     """What ``evaluate`` measures.
 
     Attributes:
+        adapter: Folder of an adapter of the model, to answer with.
         reports: Data sets on whose pictures descriptions are scored.
         language: Of these descriptions.
         pointing: Data sets on which the pointing game is played.
@@ -79,6 +80,7 @@ class EvaluationSettings(AnsweringSettings):
         output: Write every answer into this file, JSONL.
     """
 
+    adapter: Path | None = None
     reports: Sequence[str] = ()
     language: Language = "en"
     pointing: Sequence[str] = ()
@@ -111,6 +113,7 @@ def evaluate(settings: EvaluationSettings) -> Told:
         ValueError: If there is nothing to measure.
         DataError: If data cannot be read.
         ModelError: If the model cannot be loaded.
+        AdapterError: If the adapter cannot be loaded.
         ImageError: If a picture cannot be used.
     """
     if not (settings.data or settings.reports or settings.pointing or settings.form):
@@ -124,7 +127,7 @@ def evaluate(settings: EvaluationSettings) -> Told:
     if settings.output is not None:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         settings.output.write_text("")
-    model = MultiModalModel.from_pretrained(settings.model)
+    model = MultiModalModel.from_pretrained(settings.model, adapter=settings.adapter)
     features = PictureFeatures(model)
     for name, samples in splits:
         yield from _accuracy(name, samples, model, features, settings)

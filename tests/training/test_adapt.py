@@ -329,6 +329,19 @@ def test_the_command(
     assert cli.main([*arguments, "--seed", "1"]) == 1
     assert "differs" in capsys.readouterr().err
 
+    def answers(*options: str) -> str:
+        output = tmp_path / "answers.jsonl"
+        questions = ["--data", str(table), "--split", "all", "--model", str(checkpoint), "--output", str(output)]
+        assert cli.main(["evaluate", *questions, *options]) == 0
+        return output.read_text()
+
+    assert answers("--adapter", "own-adapter") != answers()
+    picture = next(table.parent.rglob("*.png"))
+    assert cli.main(["ask", str(picture), QUESTION, "--model", str(checkpoint), "--adapter", "nowhere"]) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert cli.main(["ask", str(picture), QUESTION, "--model", str(checkpoint), "--adapter", "own-adapter"]) == 0
+    assert capsys.readouterr().out
+
 
 def test_a_fused_model_of_a_checkpoint_with_an_adapter_saves_as_before(adapted: Any, tmp_path: Path) -> None:
     """``digest_of`` tells models apart by what they are, not by what is attached."""
