@@ -330,7 +330,7 @@ class TestEmbedded:
         return MultiModalModel.from_pretrained("embedded")
 
     def test_answers_about_a_chest_film(self, embedded: MultiModalModel) -> None:
-        answer = embedded("What is the modality of this picture?", SAMPLES / "chest_film.png", trace=True)
+        answer = embedded("What modality is used to take this image?", SAMPLES / "chest_film.png", trace=True)
         assert answer.finished and "x-ray" in answer.text.lower()
         assert 0 < answer.confidence <= 1
         assert answer.trace is not None and answer.trace.openness().max() > 0.01

@@ -38,7 +38,7 @@ def inputs(processor: FusionProcessor) -> dict[str, torch.Tensor]:
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no preset 'nonsense': use one of embedded, general, resnet101-12l"):
+    with pytest.raises(ValueError, match=r"no preset 'nonsense': use one of embedded, resnet101-12l"):
         build("nonsense")
 
 

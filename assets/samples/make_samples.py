@@ -47,6 +47,12 @@ def smooth(points: list[Point], closed: bool = True, steps: int = 16) -> list[Po
     return curve if closed else [*curve, points[-1]]
 
 
+def texture(random: np.random.Generator, grain: int, size: tuple[int, int]) -> np.ndarray:
+    """Noise of about unit variance, in grains of so many pixels: ``(height, width)``."""
+    noise = random.normal(size=(size[1] // grain, size[0] // grain)).astype(np.float32)
+    return np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC))
+
+
 # ------------------------------------------------------------------------------------------------ chest film
 
 
@@ -179,8 +185,11 @@ def chest_film() -> Image.Image:
 
     film = 1 - np.exp(-0.95 * np.clip(ray, 0, None))
     film = np.clip((film - 0.03) / 0.80, 0, 1) ** 1.25
+    # No tissue is smooth: soft structure, a few pixels wide, where the rays met any, and the film's grain.
+    tissue = 5 * texture(random, 3, (width, height)) + 6 * texture(random, 8, (width, height))
     grain = random.normal(0, 1, (height, width))
-    grey = np.clip(6 + 238 * film + 1.1 * grain, 0, 255).round().astype(np.uint8)
+    grey = 6 + 238 * film + np.clip(3 * film, 0, 1) * tissue + 3 * grain
+    grey = np.clip(grey, 0, 255).round().astype(np.uint8)
 
     marks = Image.new("L", (width * SCALE, height * SCALE))
     draw = ImageDraw.Draw(marks)
