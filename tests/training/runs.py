@@ -17,7 +17,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from multimodal.cli import main
-from multimodal.training import checkpoints, train, vision_side
+from multimodal.training import checkpoints, prefix, train, vision_side
 from tests.training.tiny import save_sequential_encoder, tiny_model, write_task
 
 # Eight steps of each phase.
@@ -67,8 +67,9 @@ def command(folder: Path, output: str, *more: str) -> list[str]:
 
 
 def make_fast() -> None:
-    """A small head, and points of the curve and checkpoints that do not coincide."""
+    """A small head, several batches of prefixes, and points of the curve and checkpoints that do not coincide."""
     vision_side.WIDTH, vision_side.SAVE_STEPS = 64, 3
+    prefix.BATCH_TOKENS = 8
     train.LOGGING_STEPS = vision_side.LOGGING_STEPS = 2
     torch.set_num_threads(1)
 
