@@ -27,7 +27,7 @@ RECIPE = """
 
 [vision]
 stages = 2
-epochs = 2
+epochs = 4
 batch_size = 8
 learning_rate = 2e-3
 
@@ -39,7 +39,7 @@ save_steps = 2
 box_weight = 0.1
 ema = 0.9
 validate_steps = 3
-validate_limit = 4
+validate_limit = 8
 
 [views]
 medical = 2

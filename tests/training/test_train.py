@@ -557,7 +557,7 @@ class TestValidation:
     def test_an_interrupted_run_decides_the_same(
         self, ema: float, bases: tuple[str, str], settings: TrainingSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settings = self.settings(settings, ema=ema, validate_steps=4, validate_limit=4, save_steps=3)
+        settings = self.settings(settings, ema=ema, save_steps=3)
         whole = state(train(*tiny_model(*bases), settings))
         stopped = changed(settings, output=settings.output / "stopped")
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
