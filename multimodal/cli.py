@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I,J,...",
         help="decoder layers before which a cross-attention block stands, from 0 (default: the preset's)",
     )
+    train.add_argument("--latents", type=_count, help="region tokens of a picture (default: the preset's)")
     train.add_argument(
         "--vision-stages",
         type=int,
@@ -372,6 +373,8 @@ def _train(options: argparse.Namespace) -> int:
         architecture["gate"] = options.gate
     if options.cross_layers is not None:
         architecture["cross_attention_layers"] = options.cross_layers
+    if options.latents is not None:
+        architecture["num_latents"] = options.latents
 
     set_seed(settings.seed)  # new weights are random
     name = options.model or recipe.model

@@ -255,10 +255,11 @@ class TestTrain:
         )
 
         more = ["--data", "own.jsonl", "--epochs", "1", "--seed", "7", "--gate", "dynamic"]
-        more += ["--cross-layers", "1,3", "--model", "resnet101-12l"]
+        more += ["--cross-layers", "1,3", "--latents", "9", "--model", "resnet101-12l"]
         assert main([*words, *more]) == 0
         built, settings = asked.pop()
         assert built["name"] == "resnet101-12l" and built["cross_attention_layers"] == [1, 3]
+        assert built["num_latents"] == 9
         assert built["gate"] == "dynamic"  # what the command line says goes before the recipe
         assert settings.data == {"slake:DATA/a": 0.5, "own.jsonl": 1.0}
         assert (settings.epochs, settings.seed, settings.vision) == (1, 7, VisionSettings(stages=2, seed=7))

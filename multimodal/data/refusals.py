@@ -228,7 +228,7 @@ def is_shop(sample: Sample) -> bool:
     return "class_id" in sample.meta or "class" in sample.meta
 
 
-def plain_refusals(folder: str | Path, *, count: int = 120, seed: int = 0) -> list[Sample]:
+def plain_refusals(folder: str | Path, *, count: int = 40, seed: int = 0) -> list[Sample]:
     """Draws pictures of nothing and asks of each what a picture of something would answer.
 
     Args:

@@ -17,6 +17,7 @@ from multimodal.data.sample import DataError, Sample
 from multimodal.data.shop_facts import read_clothing_facts, read_grocery_facts
 from multimodal.data.slake import iterate_slake
 from multimodal.data.table import iterate_csv
+from multimodal.data.typed import read_slake_typed
 from multimodal.data.vqa_rad import FOLDS, iterate_vqa_rad
 
 ALIASES = {"val": "validation", "validate": "validation"}
@@ -66,6 +67,8 @@ SOURCES = {
     "clothing": Source(iterate_clothing, CLOTHING),
     "slake-reports": Source(_composed(read_slake_reports), SLAKE),
     "slake-zh-reports": Source(_composed(partial(read_slake_reports, language="zh")), SLAKE),
+    "slake-typed": Source(_composed(read_slake_typed), SLAKE),
+    "slake-zh-typed": Source(_composed(partial(read_slake_typed, language="zh")), SLAKE),
     "grocery-facts": Source(_composed(read_grocery_facts), GROCERY),
     "clothing-facts": Source(_composed(read_clothing_facts), CLOTHING),
 }
@@ -73,7 +76,7 @@ FILES = {".jsonl": iterate_jsonl, ".csv": iterate_csv}
 NAMES = (
     "slake:FOLDER, slake-zh:FOLDER, vqa-rad:FOLDER, vqa-rad/K:FOLDER (fold K of 0 to 4), grocery:FOLDER, "
     "grocery-categories:FOLDER, grocery-descriptions:FOLDER, clothing:FOLDER, the composed slake-reports:FOLDER, "
-    "slake-zh-reports:FOLDER, grocery-facts:FOLDER and clothing-facts:FOLDER, or a .jsonl or .csv file"
+    "slake-zh-reports:FOLDER, slake-typed:FOLDER, slake-zh-typed:FOLDER, grocery-facts:FOLDER and clothing-facts:FOLDER, or a .jsonl or .csv file"
 )
 
 

@@ -126,6 +126,13 @@ def draw_view(kind: str, seed: str) -> View:
 
 def box_target(boxes: Sequence[Box], view: View, grid: tuple[int, int]) -> torch.Tensor:
     """The share of each grid cell in the boxes as a view shows them: ``(R,)``, sums to 1, or 0 where there are none."""
+    covered = covered_cells(boxes, view, grid)
+    total = covered.sum()
+    return covered / total if total > 0 else covered
+
+
+def covered_cells(boxes: Sequence[Box], view: View, grid: tuple[int, int]) -> torch.Tensor:
+    """How much of each grid cell the boxes cover as a view shows them: ``(R,)``, from 0 to 1."""
     rows, columns = grid
     covered = torch.zeros(rows, columns)
     for box in boxes:
@@ -134,8 +141,7 @@ def box_target(boxes: Sequence[Box], view: View, grid: tuple[int, int]) -> torch
             down = _overlap(seen.top, seen.height, rows)
             across = _overlap(seen.left, seen.width, columns)
             covered = torch.maximum(covered, down[:, None] * across)
-    total = covered.sum()
-    return (covered / total if total > 0 else covered).flatten()
+    return covered.flatten()
 
 
 def _overlap(start: float, length: float, count: int) -> torch.Tensor:

@@ -3,13 +3,14 @@
 Through the decoder a question costs tens of milliseconds; through this head it costs a fraction of one, so pictures are
 seen many times in minutes, each with several of its questions at once. The head reads the question with a small
 recurrent network, attends over the region tokens and picks one of the training answers; where a sample says where to
-look (``Sample.boxes``), its attention is drawn there. Afterwards the head is thrown away and the vision side is frozen:
-the cross-attention blocks then learn to read region tokens that already tell pictures apart. It knows nothing of the
-decoder. What always holds: which pictures stand in a step, how they are seen and what dropout takes away follow from
+look (``Sample.boxes``), its attention is drawn there. Where all that a picture shows has a box (``detection.json`` beside
+it), a linear map from the encoder's features also says for each grid cell what lies there. Afterwards head and map are
+thrown away and the vision side is frozen: the cross-attention blocks then learn to read region tokens that already tell
+pictures apart. It knows nothing of the decoder. What always holds: which pictures stand in a step, how they are seen and what dropout takes away follow from
 the seed alone, so a run that goes on after an interruption, or on several processes, gives the same curve.
 
 Axes: N pictures, Q questions about them, T words of a question, R grid cells, L region tokens, D width, A answers,
-H heads.
+H heads, B labels of boxes.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from multimodal.data import Sample, normalise_answer
+from multimodal.data import Box, Sample, normalise_answer
+from multimodal.data.boxes import read_boxes
 from multimodal.fusion import FusionForConditionalGeneration, RegionResampler, VisionEncoder
 from multimodal.fusion.vision import as_grid
-from multimodal.training.augmentation import box_target
+from multimodal.training.augmentation import View, box_target, covered_cells
 from multimodal.training.checkpoints import (
     LOGGING_STEPS,
     CheckpointOnInterrupt,
@@ -55,6 +57,7 @@ WIDTH = 512  # of the head
 HEADS = 8
 DROPOUT = 0.2
 BOX_WEIGHT = 0.2  # of the loss that draws the head's attention into the box
+LAYOUT_WEIGHT = 0.2  # of the loss of what lies in each grid cell
 UNKNOWN = -1  # an answer that training did not have
 LONGEST_ANSWER = 40  # letters: longer ones are texts, not classes
 WORD = re.compile(r"[a-z0-9]+|[^\W\d_a-z]")  # a word, or one letter of another script: Chinese needs no more
@@ -181,13 +184,31 @@ class QuestionHead(nn.Module):
 
 
 class VisionSide(nn.Module):
-    """Open stages of the encoder, resampler and head, as one model."""
+    """Open stages of the encoder, resampler, head, and the map of what lies where, as one model.
+
+    Args:
+        encoder: The encoder.
+        resampler: The resampler.
+        head: The head.
+        settings: How they are trained.
+        num_labels: ``B``, how many things have boxes.
+    """
 
     def __init__(
-        self, encoder: VisionEncoder, resampler: RegionResampler, head: QuestionHead, settings: VisionSettings
+        self,
+        encoder: VisionEncoder,
+        resampler: RegionResampler,
+        head: QuestionHead,
+        settings: VisionSettings,
+        *,
+        num_labels: int = 0,
     ) -> None:
         super().__init__()
         self.encoder, self.resampler, self.head, self.settings = encoder, resampler, head, settings
+        self.layout = nn.Linear(encoder.config.hidden_size, num_labels) if num_labels else None
+        if self.layout is not None:
+            nn.init.zeros_(self.layout.weight)
+            nn.init.constant_(self.layout.bias, -4.0)  # most cells hold few of the things: start from a share of 2 %
         self.start = len(encoder.stages()) - settings.stages
 
     def forward(
@@ -198,8 +219,9 @@ class VisionSide(nn.Module):
         answers: torch.Tensor,
         targets: torch.Tensor,
         rows: torch.Tensor | None = None,
+        layouts: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Losses, each summed over its questions, the weight of the answers, and logits.
+        """Losses, each summed over its questions or pictures, the weight of the answers, and logits.
 
         Args:
             states: ``(N, D, rows, columns)``, the input of the first open stage.
@@ -208,6 +230,7 @@ class VisionSide(nn.Module):
             answers: ``(Q,)``.
             targets: ``(Q, R)``, where to look: sums to 1, or 0 where nobody knows.
             rows: As for the head.
+            layouts: ``(N, R, B)``, the share of each cell that a thing's boxes cover; below 0 where nobody knows.
         """
         features, grid = as_grid(self.encoder.run_stages(states, self.start), self.encoder.config.name)
         regions, maps = self.resampler(features, grid, output_attentions=True)  # (N, L, D), (N, L, R)
@@ -224,12 +247,25 @@ class VisionSide(nn.Module):
         boxed = targets.sum(-1) > 0
         looked = (attention[boxed, None] @ maps[of_picture[boxed]]).squeeze(1)  # (Q_boxed, R)
         inside = (looked * (targets[boxed] > 0)).sum(-1)
+        missed = features.new_zeros(())
+        if self.layout is not None and layouts is not None:
+            known = known_layouts(layouts)
+            missed = functional.binary_cross_entropy_with_logits(
+                self.layout(features[known]), layouts[known], reduction="none"
+            )
+            missed = missed.mean(1).sum()
         return {
             "answer_loss": (losses * weights).sum(),
             "weight": weights.sum(),
             "box_loss": -inside.clamp_min(1e-6).log().sum(),
+            "layout_loss": missed,
             "logits": logits,
         }
+
+
+def known_layouts(layouts: torch.Tensor) -> torch.Tensor:
+    """Which pictures' boxes are known, ``(N,)``, of layouts ``(N, R, B)``."""
+    return (layouts >= 0).flatten(1).all(1) & (layouts.shape[-1] > 0)
 
 
 class PictureSet(Dataset):
@@ -264,14 +300,23 @@ class PictureSet(Dataset):
         self.grid, self.questions, self.seed = grid, questions, seed
         self.words: dict[str, int]
         self.answers: dict[str, int]
+        self.labels: dict[str, int]
+        # What is in a picture counts only where it's asked about by its boxes: then the reader found them in order.
+        self.boxes = {
+            path: boxes
+            for path, found in self.pictures
+            if any(sample.boxes for sample in found) and (boxes := read_boxes(path))
+        }
         if like is not None:
-            self.words, self.answers = like.words, like.answers
+            self.words, self.answers, self.labels = like.words, like.answers, like.labels
         else:
             known = [sample for _, found in self.pictures for sample in found]
             words = {word for sample in known for word in WORD.findall(sample.question.lower())}
             self.words = {word: number for number, word in enumerate(sorted(words), start=2)}  # 0 padding, 1 unknown
             answers = {normalise_answer(sample.answer) for sample in known}
             self.answers = {answer: number for number, answer in enumerate(sorted(answers))}
+            labels = {box.label.lower() for boxes in self.boxes.values() for box in boxes}
+            self.labels = {label: number for number, label in enumerate(sorted(labels))}
 
     def read(self, question: str) -> list[int]:
         """The numbers of a question's words, at least one."""
@@ -298,7 +343,19 @@ class PictureSet(Dataset):
             "answers": [UNKNOWN if idle else self._number(sample.answer) for sample in chosen],
             "targets": [box_target(its, view, self.grid) for its in boxes],
             "rows": [chance.getrandbits(63) for _ in chosen],
+            "layout": self._layout(() if idle else self.boxes.get(path, ()), view),
         }
+
+    def _layout(self, boxes: Sequence[Box], view: View) -> torch.Tensor:
+        """The share of each grid cell that each label's boxes cover, ``(R, B)``; -1 where there are no boxes."""
+        cells = self.grid[0] * self.grid[1]
+        if not boxes:
+            return torch.full((cells, len(self.labels)), -1.0)
+        layout = torch.zeros(cells, len(self.labels))
+        for label in {box.label.lower() for box in boxes} & self.labels.keys():
+            its = [box for box in boxes if box.label.lower() == label]
+            layout[:, self.labels[label]] = covered_cells(its, view, self.grid)
+        return layout
 
     def _number(self, answer: str) -> int:
         return self.answers.get(normalise_answer(answer), UNKNOWN)
@@ -360,6 +417,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "answers": torch.tensor([answer for item in items for answer in item["answers"]]),
         "targets": torch.stack([target for item in items for target in item["targets"]]),
         "rows": torch.tensor([row for item in items for row in item["rows"]]),
+        "layouts": torch.stack([item["layout"] for item in items]),
     }
 
 
@@ -372,18 +430,21 @@ class VisionTrainer(ResumableTrainer):
         return self.loader_of(PictureOrder(self.train_dataset, batch_size, seed=self.args.seed))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-        """The mean over all questions of a step, on whichever process they are, and that over the boxed ones."""
+        """The mean over all questions of a step, on whichever process they are, and over what has boxes."""
         outputs = model(**inputs)
-        boxed = inputs["targets"].sum(-1) > 0
-        counts = totals([outputs["weight"].item(), boxed.sum().item()], self.args.device)
-        loss = outputs["answer_loss"] / max(counts[0], 1e-6) + BOX_WEIGHT * outputs["box_loss"] / max(counts[1], 1)
+        boxed, known = inputs["targets"].sum(-1) > 0, known_layouts(inputs["layouts"])
+        counts = totals([outputs["weight"].item(), boxed.sum().item(), known.sum().item()], self.args.device)
+        loss = outputs["answer_loss"] / max(counts[0], 1e-6)
+        loss = loss + BOX_WEIGHT * outputs["box_loss"] / max(counts[1], 1)
+        loss = loss + LAYOUT_WEIGHT * outputs["layout_loss"] / max(counts[2], 1)
         loss = loss * world_size()  # the gradients of the processes will be averaged
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """AdamW; the encoder at its own rate."""
         settings = self.model.settings
-        others = [*self.model.resampler.parameters(), *self.model.head.parameters()]
+        encoder = {*self.model.encoder.parameters()}
+        others = [p for p in self.model.parameters() if p not in encoder]
         groups = [
             {"params": others, "lr": settings.learning_rate},
             {
@@ -445,7 +506,7 @@ def train_vision(
         hidden_size=model.config.resampler_hidden_size,
         num_answers=len(dataset.answers),
     )
-    side = VisionSide(encoder, resampler, head, settings)
+    side = VisionSide(encoder, resampler, head, settings, num_labels=len(dataset.labels))
     stop = CheckpointOnInterrupt()
     trainer = VisionTrainer(
         model=side,

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from multimodal.data import Box, Sample, read
+from multimodal.data.boxes import read_boxes
 from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor
 from multimodal.fusion.vision import as_grid
 from multimodal.training import vision_side as module
@@ -31,6 +32,7 @@ from multimodal.training.vision_side import (
     VisionSide,
     VisionTrainer,
     collate,
+    known_layouts,
     train_vision,
 )
 from tests.training.tiny import save_sequential_encoder, tiny_model
@@ -209,6 +211,80 @@ class TestBoxes:
         assert torch.equal(losses[0]["answer_loss"], losses[1]["answer_loss"])
         mean = float(losses[0]["box_loss"]) / 12
         assert mean >= -torch.tensor(inside).log() - 0.2  # Jensen: the mean of -log is at least -log of the mean
+
+
+class TestLayout:
+    """One square a picture, red or blue, with a file of boxes beside it."""
+
+    @pytest.fixture
+    def samples(self, tmp_path: Path) -> list[Sample]:
+        found = []
+        for number in range(24):
+            name, fill = (("Red", (230, 20, 20)), ("Blue", (20, 40, 230)))[number % 2]
+            left, top = ((0, 0), (32, 0), (0, 32), (32, 32))[number // 2 % 4]
+            image = Image.new("RGB", (64, 64), (110, 110, 110))
+            ImageDraw.Draw(image).rectangle((left, top, left + 31, top + 31), fill=fill)
+            path = tmp_path / f"{number}" / "source.png"
+            path.parent.mkdir()
+            image.save(path)
+            path.with_name("detection.json").write_text(json.dumps([{name: [left, top, 32, 32]}]))
+            (box,) = read_boxes(path)
+            found.append(Sample("Which colour?", name, (path,), boxes=(box,)))
+        return found
+
+    @pytest.fixture
+    def pictures(self, fused: Fused, samples: list[Sample], tmp_path: Path) -> CachedPictures:
+        return pictures_of(fused, samples, tmp_path / "features", views=1)
+
+    def test_it_says_which_cells_the_boxes_cover(self, samples: list[Sample], pictures: CachedPictures) -> None:
+        dataset = PictureSet(samples, pictures, grid=GRID, questions=None, seed=0)
+        assert dataset.labels == {"blue": 0, "red": 1}
+        layout = dataset[0, 2, 0]["layout"].view(*GRID, 2)  # a red square on the upper right
+        assert not layout[..., 0].any()
+        assert layout[:2, 2:, 1].eq(1).all() and layout[..., 1].sum() == 4
+
+    def test_nobody_knows_without_the_file_or_in_an_idle_row(
+        self, samples: list[Sample], pictures: CachedPictures
+    ) -> None:
+        samples[0].images[0].with_name("detection.json").unlink()
+        samples[1] = replace(samples[1], boxes=())  # as a reader leaves it where the file is broken
+        dataset = PictureSet(samples, pictures, grid=GRID, questions=None, seed=0)
+        layouts = collate([dataset[0, index, 0] for index in (0, 1, 2, ~3)])["layouts"]
+        assert known_layouts(layouts).tolist() == [False, False, True, False]
+        none = PictureSet(samples[:2], pictures, grid=GRID, questions=None, seed=0)
+        assert none.labels == {} and not known_layouts(collate([none[0, 0, 0]])["layouts"]).any()
+
+    def test_features_learn_what_lies_where(
+        self, fused: Fused, samples: list[Sample], pictures: CachedPictures, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sides = []
+        original = VisionSide.__init__
+
+        def remember(self: VisionSide, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            sides.append(self)
+
+        monkeypatch.setattr(VisionSide, "__init__", remember)
+        dataset = PictureSet(samples, pictures, grid=GRID, questions=None, seed=0)
+        settings = VisionSettings(stages=2, epochs=40, batch_size=8, learning_rate=1e-2, encoder_learning_rate=3e-3)
+        train_vision(fused[0], samples, pictures, settings, output=pictures.cache._file.parent / "run")
+        (side,) = sides
+        batch = collate([dataset[0, index, 0] for index in range(len(dataset))])
+        with torch.no_grad():
+            features, _ = as_grid(side.eval().encoder.run_stages(batch["states"], side.start), "")
+            said = side.layout(features).sigmoid()
+        inside, outside = said[batch["layouts"] == 1].mean(), said[batch["layouts"] == 0].mean()
+        assert inside >= 0.5 and outside <= 0.2, f"{inside:.0%} inside of the boxes, {outside:.0%} outside"
+
+    def test_without_boxes_nothing_changes(
+        self, fused: Fused, samples: list[Sample], pictures: CachedPictures
+    ) -> None:
+        dataset = PictureSet([replace(s, boxes=()) for s in samples], pictures, grid=GRID, questions=None, seed=0)
+        head = QuestionHead(num_words=len(dataset.words) + 2, hidden_size=64, num_answers=len(dataset.answers))
+        model = fused[0].model
+        side = VisionSide(model.vision_encoder, model.resampler, head, VisionSettings(stages=2))
+        assert side.layout is None
+        assert side(**collate([dataset[0, 0, 0]]))["layout_loss"] == 0
 
 
 @pytest.fixture(scope="module")
