@@ -329,8 +329,11 @@ class TestEmbedded:
     def embedded(self) -> MultiModalModel:
         return MultiModalModel.from_pretrained("embedded")
 
-    def test_answers_about_a_chest_film(self, embedded: MultiModalModel) -> None:
-        answer = embedded("What modality is used to take this image?", SAMPLES / "chest_film.png", trace=True)
+    @pytest.mark.parametrize(
+        "question", ["What modality is used to take this image?", "What is the modality of this picture?"]
+    )
+    def test_answers_about_a_chest_film(self, embedded: MultiModalModel, question: str) -> None:
+        answer = embedded(question, SAMPLES / "chest_film.png", trace=True)
         assert answer.finished and "x-ray" in answer.text.lower()
         assert 0 < answer.confidence <= 1
         assert answer.trace is not None and answer.trace.openness().max() > 0.01

@@ -276,9 +276,7 @@ class TestLayout:
         inside, outside = said[batch["layouts"] == 1].mean(), said[batch["layouts"] == 0].mean()
         assert inside >= 0.5 and outside <= 0.2, f"{inside:.0%} inside of the boxes, {outside:.0%} outside"
 
-    def test_without_boxes_nothing_changes(
-        self, fused: Fused, samples: list[Sample], pictures: CachedPictures
-    ) -> None:
+    def test_without_boxes_nothing_changes(self, fused: Fused, samples: list[Sample], pictures: CachedPictures) -> None:
         dataset = PictureSet([replace(s, boxes=()) for s in samples], pictures, grid=GRID, questions=None, seed=0)
         head = QuestionHead(num_words=len(dataset.words) + 2, hidden_size=64, num_answers=len(dataset.answers))
         model = fused[0].model
