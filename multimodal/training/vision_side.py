@@ -3,11 +3,12 @@
 Through the decoder a question costs tens of milliseconds; through this head it costs a fraction of one, so pictures are
 seen many times in minutes, each with several of its questions at once. The head reads the question with a small
 recurrent network, attends over the region tokens and picks one of the training answers; where a sample says where to
-look (``Sample.boxes``), its attention is drawn there. Where all that a picture shows has a box (``detection.json`` beside
-it), a linear map from the encoder's features also says for each grid cell what lies there. Afterwards head and map are
-thrown away and the vision side is frozen: the cross-attention blocks then learn to read region tokens that already tell
-pictures apart. It knows nothing of the decoder. What always holds: which pictures stand in a step, how they are seen and what dropout takes away follow from
-the seed alone, so a run that goes on after an interruption, or on several processes, gives the same curve.
+look (``Sample.boxes``), its attention is drawn there. Where all that a picture shows has a box (``detection.json``
+beside it), a linear map from the encoder's features also says for each grid cell what lies there. Afterwards head and
+map are thrown away and the vision side is frozen: the cross-attention blocks then learn to read region tokens that
+already tell pictures apart. It knows nothing of the decoder. What always holds: which pictures stand in a step, how
+they are seen and what dropout takes away follow from the seed alone, so a run that goes on after an interruption, or on
+several processes, gives the same curve.
 
 Axes: N pictures, Q questions about them, T words of a question, R grid cells, L region tokens, D width, A answers,
 H heads, B labels of boxes.
