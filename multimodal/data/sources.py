@@ -76,8 +76,8 @@ FILES = {".jsonl": iterate_jsonl, ".csv": iterate_csv}
 NAMES = (
     "slake:FOLDER, slake-zh:FOLDER, vqa-rad:FOLDER, vqa-rad/K:FOLDER (fold K of 0 to 4), grocery:FOLDER, "
     "grocery-categories:FOLDER, grocery-descriptions:FOLDER, clothing:FOLDER, the composed slake-reports:FOLDER, "
-    "slake-zh-reports:FOLDER, slake-typed:FOLDER, slake-zh-typed:FOLDER, grocery-facts:FOLDER and clothing-facts:FOLDER, "
-    "or a .jsonl or .csv file"
+    "slake-zh-reports:FOLDER, slake-typed:FOLDER, slake-zh-typed:FOLDER, grocery-facts:FOLDER and "
+    "clothing-facts:FOLDER, or a .jsonl or .csv file"
 )
 
 
