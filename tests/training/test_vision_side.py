@@ -272,6 +272,7 @@ class TestLayout:
         batch = collate([dataset[0, index, 0] for index in range(len(dataset))])
         with torch.no_grad():
             features, _ = as_grid(side.eval().encoder.run_stages(batch["states"], side.start), "")
+            assert side.layout is not None
             said = side.layout(features).sigmoid()
         inside, outside = said[batch["layouts"] == 1].mean(), said[batch["layouts"] == 0].mean()
         assert inside >= 0.5 and outside <= 0.2, f"{inside:.0%} inside of the boxes, {outside:.0%} outside"
