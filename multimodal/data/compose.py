@@ -212,12 +212,17 @@ def scan_part(facts: Collection[Fact], language: Language) -> str:
 
 def organ_part(facts: Collection[Fact], language: Language) -> str:
     """Says which organs are there."""
-    there = {fact.subject for fact in facts if (fact.kind, fact.value) == ("organ", "present")}
-    organs = [organ.name for organ in ORGANS if organ.name in there and organ.name != "bronchus"][:MAX_ORGANS]
+    organs = seen_organs(facts)
     if not organs:
         return ""
     said = listed(organs, ORGANS, language)
     return f"可见{said}。" if language == "zh" else f"It shows the {said}."
+
+
+def seen_organs(facts: Collection[Fact]) -> list[str]:
+    """Returns the organs that an answer names, at most six."""
+    there = {fact.subject for fact in facts if (fact.kind, fact.value) == ("organ", "present")}
+    return [organ.name for organ in ORGANS if organ.name in there and organ.name != "bronchus"][:MAX_ORGANS]
 
 
 def abnormal_part(facts: Collection[Fact], language: Language = "en") -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from random import Random
 
-from multimodal.data.compose import MAX_ORGANS, Language, check_language, one, pictures
+from multimodal.data.compose import Language, check_language, one, pictures, seen_organs
 from multimodal.data.facts import Fact, picture_facts
 from multimodal.data.sample import DataError, Sample
 from multimodal.data.slake import read_slake
@@ -138,8 +138,7 @@ def typed_answers(facts: Collection[Fact], language: Language) -> dict[str, str]
     """Returns the answer to each kind of question that the facts can answer."""
     said = ANSWERS[language]
     answers = {kind: said[value] for kind in ("modality", "plane", "region") if (value := one(facts, kind))}
-    there = {fact.subject for fact in facts if (fact.kind, fact.value) == ("organ", "present")}
-    if organs := [organ.name for organ in ORGANS if organ.name in there][:MAX_ORGANS]:
+    if organs := seen_organs(facts):
         names = [word(organ, ORGANS, language) for organ in organs]
         answers["organs"] = "、".join(names) if language == "zh" else ", ".join(name.title() for name in names)
     health = {fact.subject: fact.value for fact in facts if fact.kind == "health"}

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from multimodal import model
 from multimodal.cli import main
-from multimodal.training import checkpoints, prefix, train, vision_side
+from multimodal.training import checkpoints, prefix, question_head, train, vision_side
 from tests.training.tiny import save_sequential_encoder, tiny_model, write_task
 
 # Eight steps of each phase.
@@ -73,7 +73,7 @@ def make_fast() -> None:
     All in float32: where a processor has bfloat16, its rounding hangs on which rows share a product.
     """
     model.fastest_dtype = lambda device: torch.float32
-    vision_side.WIDTH, vision_side.SAVE_STEPS = 64, 3
+    question_head.WIDTH, vision_side.SAVE_STEPS = 64, 3
     prefix.BATCH_TOKENS = 8
     train.LOGGING_STEPS = vision_side.LOGGING_STEPS = 2
     torch.set_num_threads(1)

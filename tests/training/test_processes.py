@@ -19,10 +19,10 @@ from transformers import Trainer, TrainingArguments
 from multimodal.data import Sample
 from multimodal.training import checkpoints
 from multimodal.training.collator import IGNORED, EpochOrder, FusionCollator, Source, TrainingSet
+from multimodal.training.picture_set import PictureOrder
 from multimodal.training.pictures import LivePictures
 from multimodal.training.processes import own_share, rows_of_a_process, say, totals
 from multimodal.training.trainer import FusionTrainer
-from multimodal.training.vision_side import PictureOrder
 from tests.training.runs import command, curve, make_folder, run
 from tests.training.tiny import draw
 

@@ -19,22 +19,14 @@ from multimodal.data import Box, Sample, read
 from multimodal.data.boxes import read_boxes
 from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor
 from multimodal.fusion.vision import as_grid
+from multimodal.training import question_head
 from multimodal.training import vision_side as module
 from multimodal.training.augmentation import box_target
 from multimodal.training.checkpoints import last_checkpoint
 from multimodal.training.features import CachedPictures, FeatureCache
-from multimodal.training.vision_side import (
-    UNKNOWN,
-    PictureOrder,
-    PictureSet,
-    QuestionHead,
-    VisionSettings,
-    VisionSide,
-    VisionTrainer,
-    collate,
-    known_layouts,
-    train_vision,
-)
+from multimodal.training.picture_set import UNKNOWN, PictureOrder, PictureSet, collate, known_layouts
+from multimodal.training.question_head import QuestionHead, RowDropout
+from multimodal.training.vision_side import VisionSettings, VisionSide, VisionTrainer, train_vision
 from tests.training.tiny import save_sequential_encoder, tiny_model
 
 Fused = tuple[FusionForConditionalGeneration, FusionProcessor]
@@ -45,7 +37,7 @@ GRID = (4, 4)
 def small_head() -> Iterator[None]:
     """The head's own width would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "WIDTH", 64)
+        patch.setattr(question_head, "WIDTH", 64)
         yield
 
 
@@ -62,6 +54,20 @@ def fused(bases: tuple[str, str], encoder: str) -> Fused:
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def sides(monkeypatch: pytest.MonkeyPatch) -> list[VisionSide]:
+    """Every vision side that is made."""
+    made: list[VisionSide] = []
+    original = VisionSide.__init__
+
+    def remember(self: VisionSide, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(VisionSide, "__init__", remember)
+    return made
 
 
 # Two steps in each of two epochs.
@@ -166,17 +172,14 @@ class TestBoxes:
         return float((looked * (batch["targets"] > 0)).sum(-1).mean())
 
     def test_attention_is_drawn_into_them(
-        self, fused: Fused, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        fused: Fused,
+        samples: list[Sample],
+        sides: list[VisionSide],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(module, "BOX_WEIGHT", 1.0)
-        sides = []
-        original = VisionSide.__init__
-
-        def remember(self: VisionSide, *args: Any, **kwargs: Any) -> None:
-            original(self, *args, **kwargs)
-            sides.append(self)
-
-        monkeypatch.setattr(VisionSide, "__init__", remember)
         grid = tuple(fused[0].config.vision_config.grid_size)
         pictures = pictures_of(fused, samples, tmp_path / "features", views=1)
         dataset = PictureSet(samples, pictures, grid=grid, questions=None, seed=0)
@@ -255,19 +258,11 @@ class TestLayout:
         assert none.labels == {} and not known_layouts(collate([none[0, 0, 0]])["layouts"]).any()
 
     def test_features_learn_what_lies_where(
-        self, fused: Fused, samples: list[Sample], pictures: CachedPictures, monkeypatch: pytest.MonkeyPatch
+        self, fused: Fused, samples: list[Sample], pictures: CachedPictures, sides: list[VisionSide], tmp_path: Path
     ) -> None:
-        sides = []
-        original = VisionSide.__init__
-
-        def remember(self: VisionSide, *args: Any, **kwargs: Any) -> None:
-            original(self, *args, **kwargs)
-            sides.append(self)
-
-        monkeypatch.setattr(VisionSide, "__init__", remember)
         dataset = PictureSet(samples, pictures, grid=GRID, questions=None, seed=0)
         settings = VisionSettings(stages=2, epochs=40, batch_size=8, learning_rate=1e-2, encoder_learning_rate=3e-3)
-        train_vision(fused[0], samples, pictures, settings, output=pictures.cache._file.parent / "run")
+        train_vision(fused[0], samples, pictures, settings, output=tmp_path / "run")
         (side,) = sides
         batch = collate([dataset[0, index, 0] for index in range(len(dataset))])
         with torch.no_grad():
@@ -432,15 +427,15 @@ class TestDropout:
 
     def test_its_mask_follows_from_the_row_alone(self, states: torch.Tensor) -> None:
         rows = torch.randint(2**62, (64,))
-        dropout = module.RowDropout(1)
+        dropout = RowDropout(1)
         dropped = dropout(states, rows)
         assert torch.equal(dropout(states[10:20], rows[10:20]), dropped[10:20])
         assert torch.equal(dropout(states[:, :5], rows), dropped[:, :5])  # padding changes nothing
-        assert not torch.equal(module.RowDropout(2)(states, rows), dropped)
+        assert not torch.equal(RowDropout(2)(states, rows), dropped)
         assert not torch.equal(dropped[0], dropped[1])
 
     def test_it_takes_a_fifth_away(self, states: torch.Tensor) -> None:
-        dropped = module.RowDropout(1)(states, torch.arange(64))  # numbers that are close give other masks, too
+        dropped = RowDropout(1)(states, torch.arange(64))  # numbers that are close give other masks, too
         assert set(dropped.unique().tolist()) == {0.0, 1.25}
         assert dropped.mean() == pytest.approx(1, abs=0.01)
         for axis in (0, 1, 2):
@@ -450,6 +445,6 @@ class TestDropout:
         assert (torch.corrcoef(kept) - torch.eye(64)).abs().max() < 0.3
 
     def test_none_in_evaluation(self, states: torch.Tensor) -> None:
-        dropout = module.RowDropout(1)
+        dropout = RowDropout(1)
         assert dropout(states, None) is states
         assert dropout.eval()(states, torch.arange(64)) is states
