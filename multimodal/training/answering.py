@@ -21,6 +21,7 @@ from multimodal.data import Sample
 from multimodal.images import load_image
 from multimodal.model import ModelError, MultiModalModel, conversation
 from multimodal.training.features import ENCODE_BATCH
+from multimodal.training.processes import at_a_time
 
 # Tokens. The longest short answer of SLAKE's training split has 22; a sentence that goes on may be a little longer
 # than the longest right answer, and is wrong anyhow.
@@ -91,8 +92,9 @@ class PictureFeatures:
 
     def _encode(self, paths: Sequence[Path]) -> None:
         prepare, fused = self.model.processor.image_processor, self.model.model
-        for start in range(0, len(paths), ENCODE_BATCH):
-            some = paths[start : start + ENCODE_BATCH]
+        size = at_a_time(ENCODE_BATCH)
+        for start in range(0, len(paths), size):
+            some = paths[start : start + size]
             pixels = prepare([load_image(path) for path in some], return_tensors="pt")["pixel_values"]
             self._kept.update(zip(some, fused.model.get_image_features(pixels.to(fused.device)).features, strict=True))
             self.encoded += len(some)

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from multimodal.training.processes import totals, world_size
+from multimodal.training.processes import loading_processes, totals, world_size
 
 STATE = "trainer_state.json"
 LOSS_SO_FAR = "loss_so_far.json"
@@ -90,7 +90,11 @@ class ResumableTrainer(Trainer):
     def loader_of(self, order: Sampler) -> DataLoader:
         """Batches of this process. The order has dealt out the rows, so nothing else may."""
         loader = DataLoader(
-            self.train_dataset, batch_size=self._train_batch_size, sampler=order, collate_fn=self.data_collator
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            sampler=order,
+            collate_fn=self.data_collator,
+            num_workers=loading_processes(),
         )
         return prepare_data_loader(
             loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from multimodal.fusion import VisionEncoder
@@ -31,6 +32,7 @@ from multimodal.fusion.vision import as_grid
 from multimodal.images import load_image
 from multimodal.training.augmentation import View, draw_view
 from multimodal.training.pictures import check_pictures
+from multimodal.training.processes import at_a_time, loading_processes
 
 ENCODE_BATCH = 4  # pictures at a time: the activations of four fit the processor's caches, sixteen take twice as long
 
@@ -138,21 +140,29 @@ class FeatureCache:
     def _append(self, missing: Sequence[tuple[str, tuple[Path, str, int]]]) -> None:
         with self._file.open("ab") as features, self._names.open("ab") as names:
             features.truncate(len(self._rows) * self._row_bytes)
-            for start in tqdm(range(0, len(missing), ENCODE_BATCH), desc="picture features"):
-                batch = missing[start : start + ENCODE_BATCH]
-                _write(features, self._encode([job for _, job in batch]))
+            size = at_a_time(ENCODE_BATCH)
+            batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+            # A loader may open pictures in other processes; its rows are these batches, as they are.
+            rows: Any = batches
+            loader: DataLoader = DataLoader(
+                rows, batch_size=None, collate_fn=self._prepare, num_workers=loading_processes()
+            )
+            for batch, states in zip(batches, tqdm(loader, desc="picture features"), strict=True):
+                _write(features, self._encode(states))
                 names.write("".join(f"{name}\n" for name, _ in batch).encode())
                 names.flush()
 
-    def _encode(self, jobs: Sequence[tuple[Path, str, int]]) -> torch.Tensor:
-        encoder = self.encoder.eval()
+    def _prepare(self, batch: Sequence[tuple[str, tuple[Path, str, int]]]) -> torch.Tensor:
+        """What the encoder is to begin with: the states of the cache below, or pixel values."""
+        jobs = [job for _, job in batch]
         if self.below is not None:
-            states = torch.stack([self.below.view(*job)[0] for job in jobs])
-            start = self.below._cut
-        else:
-            digests = [self._digests[path] for path, *_ in jobs]
-            views = [view_of(d, *job[1:]).of(_opened(job[0], d)) for d, job in zip(digests, jobs, strict=True)]
-            states, start = self.image_processor(views, return_tensors="pt")["pixel_values"], 0
+            return torch.stack([self.below.view(*job)[0] for job in jobs])
+        digests = [self._digests[path] for path, *_ in jobs]
+        views = [view_of(d, *job[1:]).of(_opened(job[0], d)) for d, job in zip(digests, jobs, strict=True)]
+        return self.image_processor(views, return_tensors="pt")["pixel_values"]
+
+    def _encode(self, states: torch.Tensor) -> torch.Tensor:
+        encoder, start = self.encoder.eval(), 0 if self.below is None else self.below._cut
         states = states.to(encoder.device, encoder.dtype)
         if self.open_stages:
             return encoder.run_stages(states, start, self._cut)

@@ -31,6 +31,7 @@ from transformers.cache_utils import DynamicCache
 
 from multimodal.fusion import FusionForConditionalGeneration
 from multimodal.fusion.prefix import prefix_obstacle
+from multimodal.training.processes import at_a_time
 
 BATCH_TOKENS = 512  # tokens at a time, in rows of about one length; what follows a row's end does not reach it
 
@@ -205,11 +206,12 @@ class _Records:
 def _batches(
     jobs: Iterable[tuple[bytes, Tokens]], start: Callable[[Tokens], int]
 ) -> Iterator[list[tuple[bytes, Tokens]]]:
-    """Cut sorted jobs into batches that start at one place and are no longer than ``BATCH_TOKENS``, once padded."""
+    """Cut sorted jobs into batches that start at one place and are no longer, once padded, than is done at a time."""
+    most = at_a_time(BATCH_TOKENS)
     batch: list[tuple[bytes, Tokens]] = []
     for digest, job in jobs:
         begin = start(job)
-        if batch and (start(batch[0][1]) != begin or (len(batch) + 1) * (len(job) - begin) > BATCH_TOKENS):
+        if batch and (start(batch[0][1]) != begin or (len(batch) + 1) * (len(job) - begin) > most):
             yield batch
             batch = []
         batch.append((digest, job))
@@ -285,7 +287,7 @@ class _LowerLayers:
         return [its[: len(row)] for its, row in zip(states, suffixes, strict=True)]
 
     def _read(self, prefixes: Sequence[Tokens]) -> None:
-        size = max(BATCH_TOKENS // max(self._length, 1), 1)
+        size = max(at_a_time(BATCH_TOKENS) // max(self._length, 1), 1)
         for at in range(0, len(prefixes), size):
             some = prefixes[at : at + size]
             layers = self.layers(

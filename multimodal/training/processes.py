@@ -15,6 +15,9 @@ from torch import distributed
 
 Item = TypeVar("Item")
 
+MOST_LOADING = 12
+GPU_TIMES = 16
+
 
 def world_size() -> int:
     """Number of processes."""
@@ -31,6 +34,16 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
+
+
+def at_a_time(count: int) -> int:
+    """How much to compute at a time, where a CPU does best with ``count``: a GPU is idle with so little."""
+    return count if device().type == "cpu" else GPU_TIMES * count
+
+
+def loading_processes() -> int:
+    """How many processes get rows and pictures ready beside this one: on a CPU none, since a step needs every core."""
+    return 0 if device().type == "cpu" else min((os.cpu_count() or 1) // world_size(), MOST_LOADING)
 
 
 def is_main() -> bool:
