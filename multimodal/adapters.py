@@ -225,6 +225,10 @@ class AdapterSwitch:
             raise AdapterError(f"an adapter called {name!r} is loaded already: give this one another name")
         return inner
 
+    def inner_name(self, name: str | None) -> str | None:
+        """What PEFT calls an adapter."""
+        return None if name is None else self.names[name]
+
     def choose(self, name: str | None) -> None:
         """What answers use from now on."""
         with self._changed:

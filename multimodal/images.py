@@ -21,6 +21,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -78,8 +79,31 @@ class ImageError(ValueError):
         return f"{self.thing} {self.problem}. {self.remedy}."
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of a picture file, wherever they came from, and a name that is safe to show."""
+
+    name: str
+    data: bytes
+
+
+def read_encoded(source: Any, *, allow_urls: bool = False, max_bytes: int = MAX_BYTES) -> Encoded | None:
+    """The bytes behind what `load_image` takes, which takes them, too; `None` of a PIL image or an array.
+
+    Raises:
+        ImageError: there is no such file, it is over the limit, or it may not be fetched.
+    """
+    if isinstance(source, Encoded):
+        return source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return Encoded("image bytes", bytes(source))
+    if isinstance(source, (str, os.PathLike)):
+        return Encoded(*_read(source, allow_urls, max_bytes))
+    return None
+
+
 def load_image(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any],
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | Encoded | Image.Image | np.ndarray[Any, Any],
     *,
     allow_urls: bool = False,
     frame: int | None = None,
@@ -115,10 +139,9 @@ def load_image(
         return _decode(f"PIL image of mode {source.mode}", source, frame, check)
     if "numpy" in sys.modules and isinstance(source, sys.modules["numpy"].ndarray):
         return _from_array(source, frame, check)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_bytes("image bytes", bytes(source), frame, check, max_bytes)
-    if isinstance(source, (str, os.PathLike)):
-        return _from_bytes(*_read(source, allow_urls, max_bytes), frame, check, max_bytes)
+    encoded = read_encoded(source, allow_urls=allow_urls, max_bytes=max_bytes)
+    if encoded is not None:
+        return _from_bytes(encoded.name, encoded.data, frame, check, max_bytes)
     raise ImageError(f"object of type {type(source).__name__}", "is not a picture", _SOURCES)
 
 

@@ -1,17 +1,16 @@
 """MultiModalModel: the friendly face. A picture and a prompt go in, an answer comes out, whole or word by word.
 
-It brings pictures through ``images.py``, asks the fused model, and reports what it cost and how sure the model was. It
-keeps no state between questions, so one model can answer several at once, each with its own adapter.
+It brings pictures through ``images.py``, asks the engine, and reports what it cost and how sure the model was. One
+model answers several questions at once, each with its own adapter.
 """
 
 from __future__ import annotations
 
-import atexit
+import hashlib
 import math
 import re
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,16 @@ from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
-from transformers import PreTrainedConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import PreTrainedConfig
 
 from multimodal.adapters import AdapterError, AdapterSwitch, load_adapter, read_adapter
+from multimodal.engine import Engine, Generation, LeastRecentlyUsed, Picture, Request, digest_of
 from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, FusionProcessor, FusionTrace
-from multimodal.images import load_image
+from multimodal.images import load_image, read_encoded
 from multimodal.presets import trained_folder
 
 DEFAULT_MODEL = "embedded"
+PREPARED_BYTES = 64 * 2**20  # of prepared pictures that are kept
 CHOSEN: Any = object()  # in the place of an adapter's name: the one that was set
 
 
@@ -87,30 +88,6 @@ class Answer:
     unsure: bool = False
 
 
-class _Stop(StoppingCriteria):
-    """Ends generation within one token of the flag being set, and notes when the first token came."""
-
-    def __init__(self, flag: threading.Event) -> None:
-        self.flag = flag
-        self.first_token: float | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """True for every row once the flag is set."""
-        if self.first_token is None:
-            self.first_token = time.perf_counter()
-        return torch.full((len(input_ids),), self.flag.is_set(), device=input_ids.device)
-
-
-# Answers in the making. A thread that still computes while Python shuts down would abort the process.
-_running: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    for stream in list(_running):
-        stream.stop()
-
-
 class AnswerStream(Iterator[str]):
     """Pieces of an answer as they are generated; they join to its text, and ``answer`` is there at their end.
 
@@ -120,32 +97,27 @@ class AnswerStream(Iterator[str]):
     def __init__(
         self,
         model: MultiModalModel,
-        inputs: dict[str, torch.Tensor],
-        options: dict[str, Any],
+        generation: Generation,
         *,
         started: float,
+        prepared: float,
         trace: bool,
-        min_confidence: float = 0.0,
-        adapter: str | None = None,
+        min_confidence: float,
     ) -> None:
         self.answer: Answer | None = None
-        self._adapter = adapter
-        self._min_confidence = min_confidence
-        self._flag = threading.Event()
-        self._error: BaseException | None = None
-        self._streamer = TextIteratorStreamer(model.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._pieces = _stripped(self._streamer)
-        self._thread = threading.Thread(target=self._run, args=(model, inputs, options, started, trace), daemon=True)
-        _running.add(self)
-        self._thread.start()
+        self._model, self._generation = model, generation
+        self._started, self._prepared = started, prepared
+        self._trace, self._min_confidence = trace, min_confidence
+        self._pieces = _stripped(token.text for token in generation)
+        self._lock = threading.Lock()
 
     def __next__(self) -> str:
         """The next piece; an error of the model is raised here."""
         for piece in self._pieces:
             return piece
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+        if self._generation.error is not None:
+            raise self._generation.error
+        self._finish()
         raise StopIteration
 
     def __enter__(self) -> AnswerStream:
@@ -158,80 +130,32 @@ class AnswerStream(Iterator[str]):
 
     def stop(self) -> None:
         """End generation, within one token, and wait for it; ``answer`` then holds what there is, or None."""
-        self._flag.set()
-        self._thread.join()
+        self._generation.cancel()
+        self._generation.wait()
+        self._finish()
 
-    def _run(
-        self,
-        model: MultiModalModel,
-        inputs: dict[str, torch.Tensor],
-        options: dict[str, Any],
-        started: float,
-        trace: bool,
-    ) -> None:
-        try:
-            with model.switch.use(self._adapter, given_up=self._flag.is_set) as its_turn:
-                if its_turn:
-                    self.answer = self._generate(model, inputs, options, started, trace)
-        except BaseException as error:  # handed to the reader, who would otherwise wait for ever
-            self._error = error
-        finally:
-            _running.discard(self)
-            self._streamer.text_queue.put(self._streamer.stop_signal)
+    def _finish(self) -> None:
+        with self._lock:
+            if self.answer is None and self._generation.error is None and self._generation.tokens:
+                self.answer = self._answer()
 
-    @torch.inference_mode()
-    def _generate(
-        self,
-        model: MultiModalModel,
-        inputs: dict[str, torch.Tensor],
-        options: dict[str, Any],
-        started: float,
-        trace: bool,
-    ) -> Answer:
-        prepared = time.perf_counter()
-        watch = _Stop(self._flag)
-        prompt_length = inputs["input_ids"].shape[1]
-        output = model.model.generate(
-            **inputs,
-            **options,
-            streamer=self._streamer,
-            stopping_criteria=StoppingCriteriaList([watch]),
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        ended = time.perf_counter()
-        new = output.sequences[0, prompt_length:]
-        logits = torch.stack([step[0].float() for step in output.logits])
-        logits[:, model.model.generation_config.suppress_tokens or []] = -math.inf  # what can't be said has no share
-        logprobs = logits.log_softmax(-1)
-        chosen = logprobs.gather(1, new[:, None])  # (T_new, 1)
-        confidence = model.confidence_of(chosen.sum().item())
-        found = None
-        if trace and "pixel_values" in inputs:
-            found = model.model.trace(
-                output.sequences,
-                prompt_length=prompt_length,
-                pixel_values=inputs["pixel_values"],
-                attention_mask=inputs["attention_mask"],
-            )
-        tokenizer = model.processor.tokenizer
+    def _answer(self) -> Answer:
+        model, generation, request = self._model, self._generation, self._generation.request
+        ids = [token.id for token in generation.tokens]
+        confidence = model.confidence_of(sum(token.logprob for token in generation.tokens))
         return Answer(
-            text=tokenizer.decode(new, skip_special_tokens=True).strip(),
+            text=generation.text.strip(),
             confidence=confidence,
             timings=Timings(
-                prepare=prepared - started,
-                first_token=(watch.first_token or ended) - started,
-                total=ended - started,
+                prepare=self._prepared - self._started,
+                first_token=generation.tokens[0].time - self._started,
+                total=generation.tokens[-1].time - self._started,
             ),
-            usage=Usage(
-                prompt_tokens=prompt_length,
-                completion_tokens=len(new),
-                images=inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0,
-            ),
-            tokens=_token_texts(tokenizer, new.tolist()),
-            finished=int(new[-1]) in model.end_tokens,
+            usage=Usage(prompt_tokens=len(request.tokens), completion_tokens=len(ids), images=len(request.pictures)),
+            tokens=_token_texts(model.processor.tokenizer, ids),
+            finished=generation.reason == "end",
             unsure=confidence < self._min_confidence,
-            trace=found,
+            trace=model.trace(request, ids) if self._trace else None,
         )
 
 
@@ -242,16 +166,38 @@ class MultiModalModel:
         model: The fused model.
         processor: Its processor.
         name: What people call it.
+        precision: As :func:`~multimodal.engine.make_runner` takes it: what answers are computed in.
 
     Attributes:
         switch: Lets every answer be computed with its own adapter.
     """
 
-    def __init__(self, model: FusionForConditionalGeneration, processor: FusionProcessor, *, name: str = "") -> None:
+    def __init__(
+        self,
+        model: FusionForConditionalGeneration,
+        processor: FusionProcessor,
+        *,
+        name: str = "",
+        precision: str = "auto",
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.name = name
+        self.precision = precision
         self.switch = AdapterSwitch(self.model)
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+        self._prepared: LeastRecentlyUsed[Picture] = LeastRecentlyUsed(PREPARED_BYTES)
+
+    @property
+    def engine(self) -> Engine:
+        """What answers; made when it is first asked for, with the weights of then."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = Engine(
+                    self.model, self.processor.tokenizer, precision=self.precision, adapters=self.switch
+                )
+            return self._engine
 
     @classmethod
     def from_pretrained(
@@ -261,6 +207,7 @@ class MultiModalModel:
         adapter: str | Path | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        precision: str = "auto",
     ) -> MultiModalModel:
         """Load a trained model.
 
@@ -269,6 +216,7 @@ class MultiModalModel:
             adapter: Folder of an adapter that ``multimodal adapt`` made, to load and choose.
             dtype: Of weights and computation; None takes bfloat16 where the hardware has it, else float32.
             device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where there is one.
+            precision: As :func:`~multimodal.engine.make_runner` takes it: what answers are computed in.
 
         Raises:
             ModelError: If there is no such model.
@@ -277,7 +225,7 @@ class MultiModalModel:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, processor = load(name, dtype=dtype or fastest_dtype(device))
-        loaded = cls(model.to(device), processor, name=Path(name).name)
+        loaded = cls(model.to(device), processor, name=Path(name).name, precision=precision)
         if adapter is not None:
             loaded.set_adapter(loaded.load_adapter(adapter))
         return loaded
@@ -370,6 +318,8 @@ class MultiModalModel:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
         trace: bool = False,
         min_confidence: float = 0.0,
         adapter: str | None = CHOSEN,
@@ -382,10 +332,11 @@ class MultiModalModel:
             max_new_tokens: At most so many tokens, from 1.
             temperature: 0 takes the likeliest token always.
             top_p: With a temperature, sample from the likeliest tokens of this total probability, 0 to 1.
+            seed: Of sampling; None draws one from torch's.
+            stop: A string, or several, that end the answer and are no part of it.
             trace: Also compute the trace (one more forward pass at the end).
             min_confidence: An answer with less confidence is marked as ``unsure``, 0 to 1; it is given all the same.
-            adapter: Which adapter answers, None for none; by default the one that :meth:`set_adapter` chose. Where
-                another one is at work, this answer waits until it has ended.
+            adapter: Which adapter answers, None for none; by default the one that :meth:`set_adapter` chose.
 
         Returns:
             An iterator over pieces of text; its ``answer`` is there when it is exhausted, its ``stop()`` ends it.
@@ -394,6 +345,7 @@ class MultiModalModel:
             ImageError: If a picture cannot be used.
             ModelError: If the prompt is empty or too long, or an option is out of range.
             AdapterError: If there is no such adapter.
+            EngineError: If the engine does not take it: too many wait, or it has too many pictures.
         """
         started = time.perf_counter()
         for option, value, fits, range_ in (
@@ -405,17 +357,44 @@ class MultiModalModel:
             if not fits:
                 raise ModelError(f"{option}={value} must be {range_}")
         adapter = self.adapter if adapter is CHOSEN else self._known(adapter)
-        inputs = self._prepare(prompt, _as_list(image), max_new_tokens)
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
-        if temperature > 0:
-            options |= {"temperature": temperature, "top_p": top_p}
-        told: dict[str, Any] = {
-            "started": started,
-            "trace": trace,
-            "min_confidence": min_confidence,
-            "adapter": adapter,
-        }
-        return AnswerStream(self, inputs, options, **told)
+        tokens, pictures = self._prepare(prompt, _as_list(image), max_new_tokens)
+        prepared = time.perf_counter()
+        request = Request(
+            tokens=tokens,
+            pictures=pictures,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=int(torch.randint(2**62, ())) if seed is None else seed,
+            stop=[stop] if isinstance(stop, str) else list(stop),
+            adapter=adapter,
+        )
+        return AnswerStream(
+            self,
+            self.engine.submit(request),
+            started=started,
+            prepared=prepared,
+            trace=trace,
+            min_confidence=min_confidence,
+        )
+
+    @torch.inference_mode()
+    def trace(self, request: Request, answer: Sequence[int]) -> FusionTrace | None:
+        """Gates and attention of an answer's tokens, in one more forward pass; None without a picture.
+
+        Args:
+            request: What was asked.
+            answer: Token ids of the answer.
+        """
+        if not request.pictures:
+            return None
+        device = self.model.device
+        with self.switch.use(request.adapter):
+            return self.model.trace(
+                torch.tensor([[*request.tokens, *answer]], device=device),
+                prompt_length=len(request.tokens),
+                pixel_values=torch.stack([picture.pixel_values for picture in request.pictures])[None].to(device),
+            )
 
     def encode(self, conversations: Sequence[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
         """The model's inputs for several conversations, pictures included.
@@ -449,17 +428,29 @@ class MultiModalModel:
             sanitize_control_tokens=True,
         )
 
-    def _prepare(self, prompt: str, images: Sequence[Any], max_new_tokens: int) -> dict[str, torch.Tensor]:
+    def _prepare(self, prompt: str, images: Sequence[Any], max_new_tokens: int) -> tuple[list[int], list[Picture]]:
         if not prompt.strip():
             raise ModelError("the prompt is empty: ask something about the picture")
-        inputs = self.encode([conversation(prompt, [load_image(image) for image in images])])
-        length, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
-        if length + max_new_tokens > limit:
+        pictures = [self._picture(image) for image in images]
+        (tokens,) = self.tokenise([conversation(prompt, pictures)])
+        limit = self.model.config.text_config.max_position_embeddings
+        if len(tokens) + max_new_tokens > limit:
             raise ModelError(
-                f"the prompt has {length} tokens, which with {max_new_tokens} for the answer exceeds the model's "
+                f"the prompt has {len(tokens)} tokens, which with {max_new_tokens} for the answer exceeds the model's "
                 f"{limit}: shorten it, or lower max_new_tokens"
             )
-        return inputs
+        return tokens, pictures
+
+    def _picture(self, image: Any) -> Picture:
+        """Prepare a picture; one whose file was asked about before is not decoded again."""
+        encoded = read_encoded(image)
+        if encoded is None:
+            return self._decoded(image)
+        return self._prepared.get(hashlib.sha256(encoded.data).digest(), lambda: self._decoded(encoded))
+
+    def _decoded(self, image: Any) -> Picture:
+        pixels = self.processor.image_processor(load_image(image), return_tensors="pt")["pixel_values"][0]
+        return Picture(pixels, digest_of(pixels))
 
 
 def conversation(prompt: str, images: Sequence[Any] = ()) -> list[dict[str, Any]]:

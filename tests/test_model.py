@@ -6,8 +6,9 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +50,20 @@ def image() -> Image.Image:
 
 
 class Steps:
-    """Counts the model's forward passes, each of which takes a moment; one of them may fail."""
+    """Counts the steps of the model's engine, each of which takes a moment; one of them may fail."""
 
     def __init__(self, model: MultiModalModel, *, fail_at: int = 0) -> None:
         self.done, self.fail_at = 0, fail_at
-        self.hook = model.model.register_forward_pre_hook(self._step)
+        self.runner = model.engine.runner
+        for name in ("read", "step"):
+            setattr(self.runner, name, partial(self._step, getattr(self.runner, name)))
 
-    def _step(self, *_: Any) -> None:
+    def _step(self, run: Callable[..., torch.Tensor], *args: Any, **options: Any) -> torch.Tensor:
         self.done += 1
         if self.done == self.fail_at:
             raise RuntimeError("the machine is out of steam")
         time.sleep(0.02)
+        return run(*args, **options)
 
     def wait_for(self, number: int) -> None:
         deadline = time.monotonic() + 60
@@ -71,7 +75,7 @@ class Steps:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.hook.remove()
+        del self.runner.read, self.runner.step
 
 
 def said(answer: Answer) -> tuple[str, tuple[str, ...], float]:

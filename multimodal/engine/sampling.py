@@ -1,0 +1,77 @@
+"""From logits to a token, and from tokens to text that ends before a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers.decoders import DecodeStream
+
+
+class Sampler:
+    """Picks tokens for one request.
+
+    Args:
+        temperature: 0 takes the likeliest token.
+        top_p: Nucleus: Holtzman et al., "The curious case of neural text degeneration", 2020, section 3.1.
+        seed: Of its random numbers.
+    """
+
+    def __init__(self, *, temperature: float, top_p: float, seed: int) -> None:
+        self.temperature, self.top_p = temperature, top_p
+        self._chance = torch.Generator().manual_seed(seed) if temperature > 0 else None
+
+    def pick(self, logits: torch.Tensor) -> tuple[int, float]:
+        """A token and its log-probability at temperature 1.
+
+        Args:
+            logits: ``(V,)``, float32; minus infinity for what cannot be said.
+        """
+        if self._chance is None:
+            token = int(logits.argmax())
+        else:
+            shares = (logits.cpu() / self.temperature).softmax(-1)
+            if self.top_p < 1:
+                ordered, places = shares.sort(descending=True)
+                ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0  # the first always stays
+                token = int(places[torch.multinomial(ordered, 1, generator=self._chance)])
+            else:
+                token = int(torch.multinomial(shares, 1, generator=self._chance))
+        return token, float(logits[token] - logits.logsumexp(-1))
+
+
+class TextStream:
+    """Tokens to text as they come: whole characters, and nothing of a stop string.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        stop: Strings that end the text.
+    """
+
+    def __init__(self, tokenizer: object, stop: Sequence[str] = ()) -> None:
+        self._backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._stop, self._held = [string for string in stop if string], ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """What a token adds; once ``stopped``, nothing does."""
+        self._held += self._decoder.step(self._backend, token) or ""
+        ends = [place for string in self._stop if (place := self._held.find(string)) >= 0]
+        if ends:
+            self.stopped = True
+            said, self._held = self._held[: min(ends)], ""
+            return said
+        keep = max((_overlap(self._held, string) for string in self._stop), default=0)
+        said, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return said
+
+    def flush(self) -> str:
+        """What was held back for a stop string that did not come."""
+        said, self._held = self._held, ""
+        return "" if self.stopped else said
+
+
+def _overlap(text: str, string: str) -> int:
+    """How long the longest end of a text is that a string begins with."""
+    return next((n for n in range(min(len(text), len(string) - 1), 0, -1) if text.endswith(string[:n])), 0)
