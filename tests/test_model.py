@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from multimodal import ImageError
+from multimodal import ImageError, load_image
 from multimodal.model import Answer, ModelError, MultiModalModel, _stripped, _token_texts, conversation, fastest_dtype
 from multimodal.presets import trained_folder
 from tests.training.tiny import END, IMAGE, START, draw, save_checkpoint, tiny_tokenizer
@@ -169,6 +169,30 @@ class TestAnswer:
             (tmp_path / "picture.png").read_bytes(),
         ):
             assert said(model(QUESTION, source, max_new_tokens=6)) == expected
+
+    def test_a_file_is_decoded_once_and_what_replaces_it_is_another_picture(
+        self, model: MultiModalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        decoded: list[Any] = []
+
+        def load(image: Any) -> Image.Image:
+            decoded.append(image)
+            return load_image(image)
+
+        monkeypatch.setattr("multimodal.model.load_image", load)
+        file = tmp_path / "picture.png"
+        draw("red", 3).save(file)
+        first = said(model(QUESTION, file, max_new_tokens=6))
+        assert said(model(QUESTION, file.read_bytes(), max_new_tokens=6)) == first and len(decoded) == 1
+        draw("blue", 4).save(file)
+        assert said(model(QUESTION, file, max_new_tokens=6)) == said(model(QUESTION, draw("blue", 4), max_new_tokens=6))
+
+    def test_stop_strings_and_seeds(self, model: MultiModalModel, image: Image.Image) -> None:
+        text = model(QUESTION, image, max_new_tokens=30).text
+        stopped = model(QUESTION, image, max_new_tokens=30, stop=text[6:8])
+        assert stopped.text == text[: text.index(text[6:8])].strip() and not stopped.finished
+        warm = {"max_new_tokens": 12, "temperature": 3.0}
+        assert said(model(QUESTION, image, seed=5, **warm)) == said(model(QUESTION, image, seed=5, **warm))
 
     def test_typed_control_tokens_are_text(self, model: MultiModalModel, image: Image.Image) -> None:
         tokenizer = model.processor.tokenizer

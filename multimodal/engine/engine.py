@@ -59,7 +59,7 @@ class Adapters:
         return name
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """A row of the cache: what it holds, and for whom."""
 
@@ -71,7 +71,7 @@ class _Slot:
     used: float = 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """A request that is being answered."""
 
@@ -210,15 +210,26 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while True:
+        try:
+            while self._has_work():
+                self._drop_cancelled()
+                self._admit()
+                self._read()
+                self._step()
+        except BaseException as error:  # better told to all than waited for in vain
             with self._lock:
-                if not self._waiting and not self._jobs():
-                    self._thread = None
-                    return
-            self._drop_cancelled()
-            self._admit()
-            self._read()
-            self._step()
+                jobs, self._thread = [*self._waiting, *self._jobs()], None
+                self._waiting.clear()
+            for job in jobs:
+                self._end(job, error=error)
+            raise
+
+    def _has_work(self) -> bool:
+        """Whether the thread goes on; if not, the next request starts another."""
+        with self._lock:
+            if not self._waiting and not self._jobs():
+                self._thread = None
+            return self._thread is not None
 
     def _drop_cancelled(self) -> None:
         with self._lock:

@@ -40,6 +40,12 @@ class ModuleRunner(Runner):
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config.text_config)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of decoder, blocks and head."""
+        parts = (self.model.model.language_model.layers, self.model.model.cross_attention_blocks, self.model.lm_head)
+        return sum(parameter.nbytes for part in parts for parameter in part.parameters())
+
     def see(self, slot: int, place: int, picture: PictureStates) -> None:
         """Keep the picture; what stood there or behind it is forgotten."""
         self._pictures[slot][place:] = [picture]

@@ -18,7 +18,7 @@ class EngineFull(EngineError):
     """Too many requests wait already."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A picture of a request.
 
@@ -36,7 +36,7 @@ class Picture:
         return self.pixel_values.nbytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """A prompt and how to go on from it.
 
@@ -78,7 +78,7 @@ class Token:
     time: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
     """An answer in the making. Iterate over it, in a thread or in an event loop, as often as you like.
 

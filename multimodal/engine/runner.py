@@ -101,6 +101,11 @@ class Runner(ABC):
     def step(self, rows: Sequence[Row], adapter: str | None = None) -> torch.Tensor:
         """Read one token in each of some slots: logits ``(B, V)`` in float32."""
 
+    @property
+    @abstractmethod
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a step reads."""
+
     @abstractmethod
     def copy(self, source: int, target: int, length: int, pictures: int) -> None:
         """Make the first tokens and pictures of one slot those of another."""
@@ -166,6 +171,7 @@ class TorchRunner(Runner):
         self.query_norm = query_norms(model)
         self._make_caches()
         self._packed: dict[str | None, Packed] = {}
+        self._weight_bytes = 0
 
     def _make_caches(self) -> None:
         """Memory of zeros is not taken before it is written to."""
@@ -186,6 +192,7 @@ class TorchRunner(Runner):
     def pack(self, weight: torch.Tensor) -> Linear:
         """A linear map from its float32 matrix."""
         weight = weight.to(self.dtype).contiguous()
+        self._weight_bytes += weight.nbytes
         return lambda states: functional.linear(states, weight)
 
     def packed(self, adapter: str | None) -> Packed:
@@ -210,6 +217,12 @@ class TorchRunner(Runner):
 
     def _gate(self, gate: GateWeights | None) -> GateWeights | None:
         return None if gate is None else GateWeights(gate.weight.to(self.dtype), gate.bias.to(self.dtype))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a step reads."""
+        self.packed(None)
+        return self._weight_bytes
 
     # ---- slots
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -48,28 +49,36 @@ class TextStream:
         stop: Strings that end the text.
     """
 
-    def __init__(self, tokenizer: object, stop: Sequence[str] = ()) -> None:
-        self._backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._stop, self._held = [string for string in stop if string], ""
+        self._ids: list[int] = []
+        self._decoded = 0  # characters
         self.stopped = False
 
     def add(self, token: int) -> str:
         """What a token adds; once ``stopped``, nothing does."""
-        self._held += self._decoder.step(self._backend, token) or ""
+        self._ids.append(token)
+        return self._say(self._decoder.step(self._tokenizer.backend_tokenizer, token) or "")
+
+    def flush(self) -> str:
+        """What was held back: for a stop string that did not come, or for the rest of a character."""
+        if self.stopped:
+            return ""
+        said = self._say(self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._decoded :])
+        return said + ("" if self.stopped else self._held)
+
+    def _say(self, text: str) -> str:
+        self._decoded += len(text)
+        self._held += text
         ends = [place for string in self._stop if (place := self._held.find(string)) >= 0]
         if ends:
             self.stopped = True
-            said, self._held = self._held[: min(ends)], ""
-            return said
+            return self._held[: min(ends)]
         keep = max((_overlap(self._held, string) for string in self._stop), default=0)
         said, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return said
-
-    def flush(self) -> str:
-        """What was held back for a stop string that did not come."""
-        said, self._held = self._held, ""
-        return "" if self.stopped else said
 
 
 def _overlap(text: str, string: str) -> int:

@@ -1,0 +1,62 @@
+"""Tokens from logits, and text that ends before a stop string."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from multimodal.engine.sampling import Sampler, TextStream
+from tests.training.tiny import tiny_tokenizer
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    logits = torch.tensor([0.0, 3.0, -torch.inf, 1.0])
+    token, logprob = Sampler(temperature=0, top_p=1, seed=0).pick(logits)
+    assert token == 1 and logprob == pytest.approx(float(logits.log_softmax(-1)[1]))
+
+
+def test_sampling_follows_temperature_and_nucleus() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf])
+
+    def drawn(temperature: float, top_p: float) -> Counter[int]:
+        sampler = Sampler(temperature=temperature, top_p=top_p, seed=3)
+        return Counter(sampler.pick(logits)[0] for _ in range(2000))
+
+    shares = (logits / 2).softmax(-1)
+    for token, count in drawn(2.0, 1.0).items():
+        assert count / 2000 == pytest.approx(float(shares[token]), abs=0.04)
+    assert set(drawn(2.0, float(shares[2]) + 0.01)) == {1, 2}
+    assert set(drawn(2.0, 0.01)) == {2}
+    assert set(drawn(0.01, 1.0)) == {2}
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ([], "red or blue"),
+        (["blue"], "red or "),
+        (["lue", "or b"], "red "),
+        (["blues", "never"], "red or blue"),
+        (["red"], ""),
+        ([""], "red or blue"),
+    ],
+)
+def test_stop_strings(stop: list[str], expected: str) -> None:
+    tokenizer = tiny_tokenizer()
+    stream, pieces = TextStream(tokenizer, stop), []
+    for token in tokenizer("red or blue", add_special_tokens=False)["input_ids"]:
+        pieces.append(stream.add(token))
+        assert not any(string and string in "".join(pieces) for string in stop)
+        if stream.stopped:
+            break
+    assert "".join([*pieces, stream.flush()]) == expected
+    assert stream.stopped == (expected != "red or blue")
+
+
+def test_half_a_character_at_the_end_shows_as_one_that_is_unknown() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("日", add_special_tokens=False)["input_ids"][:-1]
+    stream = TextStream(tokenizer)
+    assert "".join([*map(stream.add, ids), stream.flush()]) == tokenizer.decode(ids)
