@@ -14,7 +14,7 @@ help:
 	@echo 'make test       the tests that need no network and no accelerator'
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make lint       style, types, direction of imports, spelling'
-	@echo 'make bench      time from process start to the first word'
+	@echo 'make bench      time from process start to the first word, and the engine against transformers'
 	@echo 'make bench-training  steps per second with and without what is computed only once'
 	@echo 'make clean      remove .venv and what was built'
 
@@ -45,6 +45,7 @@ test-slow: $(READY)
 
 bench: $(READY)
 	@$(PY) -m benchmarks.startup
+	@$(PY) -m benchmarks.engine
 
 bench-training: $(READY)
 	@$(PY) -m benchmarks.prefix

@@ -43,6 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("prompt", help="what to ask")
     ask.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
     ask.add_argument("--adapter", type=Path, metavar="FOLDER", help=_ADAPTER_HELP)
+    ask.add_argument(
+        "--precision",
+        choices=["auto", "float32", "bfloat16", "int8", "int4"],
+        default="auto",
+        help="what answers are computed in (default: int8 where its step is compiled, else the model's own)",
+    )
     ask.add_argument("--max-new-tokens", type=_count, default=128, help="length limit of the answer (default: 128)")
     ask.add_argument(
         "--trace", type=Path, metavar="PNG", help="draw where the model looked, and its gates, into a file"
@@ -281,7 +287,7 @@ def _ask(options: argparse.Namespace) -> int:
     _quiet()
     from multimodal.model import MultiModalModel
 
-    model = MultiModalModel.from_pretrained(options.model, adapter=options.adapter)
+    model = MultiModalModel.from_pretrained(options.model, adapter=options.adapter, precision=options.precision)
     tracing = options.trace is not None
     stream = model.stream(
         options.prompt,
@@ -525,9 +531,14 @@ def _models(_options: argparse.Namespace) -> int:
 
 
 def _pull(options: argparse.Namespace) -> int:
-    from multimodal.weights import pull
+    from multimodal.engine.build import BuildError, build
+    from multimodal.weights import pull, say
 
     pull(options.names or None)
+    try:
+        build(say)
+    except (BuildError, OSError) as error:  # answers come without it, more slowly
+        say(f"the engine runs without its compiled step: {str(error).splitlines()[0]}")
     return 0
 
 

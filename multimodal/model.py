@@ -21,7 +21,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedConfig
 
 from multimodal.adapters import AdapterError, AdapterSwitch, load_adapter, read_adapter
-from multimodal.engine import Engine, Generation, LeastRecentlyUsed, Picture, Request, digest_of
+from multimodal.engine import DTYPES, Engine, Generation, LeastRecentlyUsed, Picture, Request, digest_of
 from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, FusionProcessor, FusionTrace
 from multimodal.images import load_image, read_encoded
 from multimodal.presets import trained_folder
@@ -214,7 +214,7 @@ class MultiModalModel:
         Args:
             name: ``"embedded"``, or a folder or hub id with a fused checkpoint.
             adapter: Folder of an adapter that ``multimodal adapt`` made, to load and choose.
-            dtype: Of weights and computation; None takes bfloat16 where the hardware has it, else float32.
+            dtype: Of the model's weights; None takes that of the precision, or bfloat16 where the hardware has it.
             device: ``"cpu"``, ``"cuda"``, ...; None takes CUDA where there is one.
             precision: As :func:`~multimodal.engine.make_runner` takes it: what answers are computed in.
 
@@ -224,7 +224,8 @@ class MultiModalModel:
             AdapterError: As :meth:`load_adapter` says.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, processor = load(name, dtype=dtype or fastest_dtype(device))
+        dtype = dtype or DTYPES.get(precision) or fastest_dtype(device)
+        model, processor = load(name, dtype=dtype)
         loaded = cls(model.to(device), processor, name=Path(name).name, precision=precision)
         if adapter is not None:
             loaded.set_adapter(loaded.load_adapter(adapter))

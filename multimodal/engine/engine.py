@@ -2,8 +2,9 @@
 
 A request gets a slot, its prompt is read in pieces between the steps of the others, and then it takes part in every
 step until it ends. What always holds: a request's tokens do not hang on what else is being answered; one that fails or
-is cancelled leaves its neighbours alone; and when nothing is asked, no thread runs. A slot that is free keeps what it
-holds: the next request that begins with the same tokens and pictures reads only the rest.
+is cancelled leaves its neighbours alone; and soon after the last answer no
+thread runs. A slot that is free keeps what it holds: the next request that begins with the same tokens and pictures
+reads only the rest.
 
 Thread safety: requests come from any thread; all that runners, slots and caches do happens on the engine's own thread.
 """
@@ -11,6 +12,9 @@ Thread safety: requests come from any thread; all that runners, slots and caches
 from __future__ import annotations
 
 import atexit
+import ctypes
+import itertools
+import os
 import threading
 import time
 import weakref
@@ -18,22 +22,28 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from multimodal.engine.modules import ModuleRunner
+from multimodal.engine.native import NativeRunner
+from multimodal.engine.native import obstacle as native_obstacle
 from multimodal.engine.pictures import LeastRecentlyUsed
 from multimodal.engine.requests import EngineError, EngineFull, Generation, Picture, Request, Token
 from multimodal.engine.runner import PictureStates, Row, Runner, TorchRunner
-from multimodal.engine.sampling import Sampler, TextStream
+from multimodal.engine.sampling import Sampler, Scores, TextStream
 from multimodal.engine.weights import obstacle
 from multimodal.fusion import FusionForConditionalGeneration
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("auto", *DTYPES, "int8", "int4")
 PICTURES = 64  # that a request may hold
-READ_AT_ONCE = 128  # tokens of a prompt between two steps of the others
+READ_AT_ONCE = 128  # tokens of prompts between two steps of the others
+READ_ALONE = 4  # times as many where nobody waits for a step
 PICTURE_BYTES = 256 * 2**20
+LINGER = 2.0  # seconds: with a new thread OpenMP makes new ones, too, which takes longer than a step
 WORTH_COPYING = 16  # tokens that a busy slot must share with a request for it to copy them
 
 # A thread that still computes while Python shuts down would abort the process.
@@ -79,6 +89,7 @@ class _Job:
     sampler: Sampler
     text: TextStream
     slot: _Slot | None = None
+    number: int = 0  # in the order of seating
     seen: list[int] = field(default_factory=list)  # of each prompt token: pictures at or before it
     next_token: int | None = None  # None: the prompt is not read yet
 
@@ -101,6 +112,7 @@ class Engine:
         queue: How many requests may wait for a slot.
         read_at_once: Tokens of a prompt that are read between two steps.
         picture_bytes: What may be kept of pictures.
+        linger: Seconds for which the engine's thread waits for more when nothing is left to do.
         adapters: Of the model, by name.
         **options: For :func:`make_runner`.
 
@@ -117,16 +129,18 @@ class Engine:
         queue: int = 256,
         read_at_once: int = READ_AT_ONCE,
         picture_bytes: int = PICTURE_BYTES,
+        linger: float = LINGER,
         adapters: Any = None,
         **options: Any,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.runner = runner or make_runner(model, **options)
-        self.queue, self.read_at_once = queue, read_at_once
+        self.queue, self.read_at_once, self.linger = queue, read_at_once, linger
         self.adapters = adapters or Adapters()
         self.pictures: LeastRecentlyUsed[PictureStates] = LeastRecentlyUsed(picture_bytes)
         self.slots = [_Slot(index) for index in range(self.runner.slots)]
         self._waiting: deque[_Job] = deque()
+        self._numbers = itertools.count()
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -143,6 +157,7 @@ class Engine:
                 placeholders differ in number.
         """
         self._check(request)
+        release_threads()
         job = _Job(
             Generation(request),
             Sampler(temperature=request.temperature, top_p=request.top_p, seed=request.seed),
@@ -155,6 +170,7 @@ class Engine:
             if len(self._waiting) >= self.queue:
                 raise EngineFull(f"{len(self._waiting)} requests wait already: ask again in a moment")
             self._waiting.append(job)
+            self._lock.notify()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
                 self._thread.start()
@@ -178,10 +194,29 @@ class Engine:
             generation.wait()
         return generations
 
+    @torch.inference_mode()
+    def encode(self, picture: Picture) -> PictureStates:
+        """What the blocks read of a picture, computed anew, with the adapter that is active in the model's modules.
+
+        Raises:
+            EngineError: If the picture holds NaN or infinity.
+        """
+        model = self.model.model
+        pixels = picture.pixel_values[None].to(self.model.device, model.vision_encoder.dtype)
+        features, grid = model.vision_encoder(pixels)  # (1, R, D)
+        if not features.isfinite().all():
+            raise EngineError("a picture holds NaN or infinity: prepare pictures with the image processor")
+        regions, _ = model.resampler(features.to(self.model.dtype), grid)  # (1, L, D)
+        blocks: Any = model.cross_attention_blocks
+        pairs = [block.attention.keys_values(regions) for block in blocks]
+        keys, values = (torch.stack([pair[which][0] for pair in pairs]) for which in (0, 1))  # (M, K, L, C)
+        return PictureStates(keys, values)
+
     def close(self) -> None:
         """End all that is being answered, and wait for it; a closed engine takes no request."""
         with self._lock:
             self._closed = True
+            self._lock.notify()
             thread = self._thread
             for job in [*self._waiting, *self._jobs()]:
                 job.generation.cancel()
@@ -225,10 +260,12 @@ class Engine:
             raise
 
     def _has_work(self) -> bool:
-        """Whether the thread goes on; if not, the next request starts another."""
+        """Wait for work; whether the thread goes on. If not, the next request starts another."""
         with self._lock:
-            if not self._waiting and not self._jobs():
-                self._thread = None
+            if not self._jobs():
+                self._lock.wait_for(lambda: self._waiting or self._closed, self.linger)
+                if not self._waiting:
+                    self._thread = None
             return self._thread is not None
 
     def _drop_cancelled(self) -> None:
@@ -271,6 +308,7 @@ class Engine:
         slot.tokens = list(job.request.tokens[:count])
         slot.pictures = slot.pictures[: job.seen[count - 1] if count else 0]
         slot.adapter, slot.job, job.slot = job.request.adapter, job, slot
+        job.number = next(self._numbers)
         job.generation.reused = count
 
     def _known(self, job: _Job, slot: _Slot) -> int:
@@ -285,53 +323,44 @@ class Engine:
         return count
 
     def _read(self) -> None:
-        """A piece of the prompt that waits for longest."""
-        reading = [job for job in self._jobs() if job.next_token is None]
-        if not reading:
-            return
-        job = min(reading, key=lambda job: job.slot.used if job.slot else 0.0)
-        try:
-            self._read_piece(job)
-        except Exception as error:  # told to the one who asked; the others go on
-            self._end(job, error=error)
+        """So many tokens of prompts, those first that have waited for longest; more where nobody waits for a step."""
+        jobs = self._jobs()
+        left = self.read_at_once * (1 if any(job.next_token is not None for job in jobs) else READ_ALONE)
+        for job in sorted((job for job in jobs if job.next_token is None), key=lambda job: job.number):
+            if left <= 0:
+                break
+            try:
+                left -= self._read_piece(job, left)
+            except Exception as error:  # told to the one who asked; the others go on
+                self._end(job, error=error)
 
-    def _read_piece(self, job: _Job) -> None:
+    def _read_piece(self, job: _Job, most: int) -> int:
+        """Read on in a prompt; returns how many tokens were read."""
         request, slot = job.request, job.slot
         assert slot is not None
         inner = self.adapters.inner_name(request.adapter)
         start = len(slot.tokens)
-        piece = list(request.tokens[start : start + self.read_at_once])
+        piece = list(request.tokens[start : start + most])
         seen = job.seen[start : start + len(piece)]
         new = range(len(slot.pictures), max(seen))
         with self._modules(job, encodes=len(new) > 0) as its_turn:
             if not its_turn:
-                return
+                return 0
             for place in new:
                 picture = request.pictures[place]
-                states = self.pictures.get((picture.digest, request.adapter), partial(self._encode, picture))
+                states = self.pictures.get((picture.digest, request.adapter), partial(self.encode, picture))
                 self.runner.see(slot.index, place, states)
                 slot.pictures[place:] = [picture.digest]
             logits = self.runner.read(slot.index, piece, start, seen, inner)
         slot.tokens += piece
         if len(slot.tokens) == len(request.tokens):
-            self._take(job, logits)
+            self._take(job, self._scores(logits[None]), 0)
+        return len(piece)
 
     def _modules(self, job: _Job, encodes: bool) -> AbstractContextManager[bool]:
         """The right adapter in the model's modules, where something runs through them."""
         adapters = self.adapters if encodes or self.runner.computes_in_modules else Adapters()
         return adapters.use(job.request.adapter, given_up=lambda: job.generation.cancelled)
-
-    def _encode(self, picture: Picture) -> PictureStates:
-        model = self.model.model
-        pixels = picture.pixel_values[None].to(self.model.device, model.vision_encoder.dtype)
-        features, grid = model.vision_encoder(pixels)  # (1, R, D)
-        if not features.isfinite().all():
-            raise EngineError("a picture holds NaN or infinity: prepare pictures with the image processor")
-        regions, _ = model.resampler(features.to(self.model.dtype), grid)  # (1, L, D)
-        blocks: Any = model.cross_attention_blocks
-        pairs = [block.attention.keys_values(regions) for block in blocks]
-        keys, values = (torch.stack([pair[which][0] for pair in pairs]) for which in (0, 1))  # (M, K, L, C)
-        return PictureStates(keys, values)
 
     def _step(self) -> None:
         """One token for everybody whose prompt is read; those with the same adapter together."""
@@ -349,8 +378,9 @@ class Engine:
                 self._step_one_by_one(jobs)
                 continue
             if logits is not None:
-                for job, its in zip(jobs, logits, strict=True):
-                    self._advance(job, its)
+                scores = self._scores(logits)
+                for row, job in enumerate(jobs):
+                    self._advance(job, scores, row)
 
     def _step_one_by_one(self, jobs: Sequence[_Job]) -> None:
         """Find out whose fault it was."""
@@ -361,7 +391,7 @@ class Engine:
                 self._end(job, error=error)
             else:
                 if logits is not None:
-                    self._advance(job, logits[0])
+                    self._advance(job, self._scores(logits), 0)
 
     def _run_step(self, jobs: Sequence[_Job]) -> torch.Tensor | None:
         rows = []
@@ -373,23 +403,24 @@ class Engine:
                 return None
             return self.runner.step(rows, self.adapters.inner_name(jobs[0].request.adapter))
 
-    def _advance(self, job: _Job, logits: torch.Tensor) -> None:
+    def _scores(self, logits: torch.Tensor) -> Scores:
+        return Scores(logits, self.model.generation_config.suppress_tokens or [])
+
+    def _advance(self, job: _Job, scores: Scores, row: int) -> None:
         """The step's token is in the cache now."""
         assert job.slot is not None and job.next_token is not None
         job.slot.tokens.append(job.next_token)
-        self._take(job, logits)
+        self._take(job, scores, row)
 
-    def _take(self, job: _Job, logits: torch.Tensor) -> None:
+    def _take(self, job: _Job, scores: Scores, row: int) -> None:
         """Choose the next token, and end where it ends the answer."""
         try:
-            config = self.model.generation_config
-            logits[config.suppress_tokens or []] = -torch.inf
-            token, logprob = job.sampler.pick(logits)
+            token, logprob = job.sampler.pick(scores, row)
             text = job.text.add(token)
         except Exception as error:
             self._end(job, error=error)
             return
-        ends = config.eos_token_id
+        ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         reason = None
         if token in ends:
@@ -418,25 +449,54 @@ def make_runner(
 
     Args:
         model: The fused model.
-        precision: ``"auto"`` for the model's own dtype, ``"float32"`` or ``"bfloat16"``.
+        precision: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``; ``"auto"`` is the model's own dtype, but
+            for bfloat16 int8 where its step has been compiled.
         slots: How many requests are answered at once.
         positions: Tokens of a slot; None for as many as the decoder knows. Memory is taken as it is filled.
         pictures: Pictures of a slot.
 
     Raises:
-        EngineError: If there is no such precision.
+        EngineError: If there is no such precision, or none here.
     """
-    sizes = {
+    sizes: dict[str, Any] = {
         "slots": slots,
         "positions": positions or model.config.text_config.max_position_embeddings,
         "pictures": pictures,
     }
-    dtypes = {"auto": model.dtype, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if precision not in dtypes:
-        raise EngineError(f"there is no precision {precision!r}: use {', '.join(dtypes)}")
+    if precision not in PRECISIONS:
+        raise EngineError(f"there is no precision {precision!r}: use {', '.join(PRECISIONS)}")
+    quantised = {"int8": "int8", "int4": "int4", "auto": "int8" if model.dtype == torch.bfloat16 else None}
+    kind: Any = quantised.get(precision)
+    if kind is not None:
+        why_not = native_obstacle(model)
+        if why_not is None:
+            return NativeRunner(model, kind, dtype=model.dtype, **sizes)
+        if precision != "auto":
+            raise EngineError(f"{precision} does not run here: {why_not}")
     if obstacle(model) is not None:
         return ModuleRunner(model, **sizes)
-    return TorchRunner(model, dtypes[precision], **sizes)
+    dtype: Any = DTYPES.get(precision, model.dtype)
+    return TorchRunner(model, dtype, **sizes)
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """GNU's OpenMP, if torch has loaded it."""
+    try:
+        found = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        return found if hasattr(found, "omp_pause_resource_all") else None
+    except (AttributeError, OSError):  # another system, or another OpenMP
+        return None
+
+
+def release_threads() -> None:
+    """Let go of the calling thread's OpenMP team; its next operator makes another.
+
+    Each thread that has run an operator keeps a team for ever. With more threads than cores among all teams, OpenMP's
+    threads sleep between operators instead of waiting for the next: the engine's would read a prompt half as fast.
+    """
+    if (openmp := _openmp()) is not None:
+        openmp.omp_pause_resource_all(1)  # omp_pause_soft
 
 
 def _counted(tokens: Sequence[int], image_token_id: int) -> list[int]:

@@ -10,6 +10,8 @@ L region tokens of a picture, S region tokens of a slot, V vocabulary.
 
 from __future__ import annotations
 
+import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,7 +114,9 @@ class Runner(ABC):
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
+    """A decoder layer's linear maps."""
+
     qkv: Linear
     o: Linear
     gate_up: Linear
@@ -120,7 +124,9 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
+    """A cross-attention block's linear maps and gates."""
+
     q: Linear
     o: Linear
     gate_up: Linear
@@ -133,8 +139,8 @@ class _Block:
 class Packed:
     """What a runner makes of the weights, for one adapter."""
 
-    layers: list[_Layer]
-    blocks: list[_Block]
+    layers: list[Layer]
+    blocks: list[Block]
     head: Linear
 
 
@@ -174,13 +180,21 @@ class TorchRunner(Runner):
         self._weight_bytes = 0
 
     def _make_caches(self) -> None:
-        """Memory of zeros is not taken before it is written to."""
-        options = {"dtype": self.cache_dtype, "device": self.device}
         shape = (self.layer_count, self.slots, self.kv_heads, self.positions, self.head_dim)
-        self.keys, self.values = torch.zeros(shape, **options), torch.zeros(shape, **options)
+        self.keys, self.values = self._zeros(shape), self._zeros(shape)
         regions = self.pictures * self.latents
         shape = (len(self.block_at), self.slots, self.cross_kv_heads, regions, self.cross_head_dim)
-        self.cross_keys, self.cross_values = torch.zeros(shape, **options), torch.zeros(shape, **options)
+        self.cross_keys, self.cross_values = self._zeros(shape), self._zeros(shape)
+
+    def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """A cache. On a CPU its memory is taken page by page, as it is written to: a slot is rarely full."""
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.cache_dtype, device=self.device)
+        size = math.prod(shape) * torch.empty((), dtype=self.cache_dtype).element_size()
+        memory = mmap.mmap(-1, size)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # else a slot's first token takes 2 MB for each head of each layer
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        return torch.frombuffer(memory, dtype=self.cache_dtype).view(shape)
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -206,14 +220,14 @@ class TorchRunner(Runner):
             )
         return self._packed[adapter]
 
-    def _layer(self, index: int, adapter: str | None) -> _Layer:
+    def _layer(self, index: int, adapter: str | None) -> Layer:
         found = layer_weights(self.model, index, adapter)
-        return _Layer(*(self.pack(w) for w in (found.qkv, found.o, found.gate_up, found.down)))
+        return Layer(*(self.pack(w) for w in (found.qkv, found.o, found.gate_up, found.down)))
 
-    def _block_weights(self, index: int, adapter: str | None) -> _Block:
+    def _block_weights(self, index: int, adapter: str | None) -> Block:
         found = block_weights(self.model, index, adapter)
         q, o, gate_up, down = (self.pack(w) for w in (found.q, found.o, found.gate_up, found.down))
-        return _Block(q, o, gate_up, down, *map(self._gate, (found.attention_gate, found.feed_forward_gate)))
+        return Block(q, o, gate_up, down, *map(self._gate, (found.attention_gate, found.feed_forward_gate)))
 
     def _gate(self, gate: GateWeights | None) -> GateWeights | None:
         return None if gate is None else GateWeights(gate.weight.to(self.dtype), gate.bias.to(self.dtype))
@@ -251,7 +265,7 @@ class TorchRunner(Runner):
     def _rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(heads * cos, heads.roll(self.head_dim // 2, -1), sin)
 
-    def _feed_forward(self, states: torch.Tensor, layer: _Layer | _Block) -> torch.Tensor:
+    def _feed_forward(self, states: torch.Tensor, layer: Layer | Block) -> torch.Tensor:
         gate, up = layer.gate_up(states).chunk(2, -1)
         return layer.down(functional.silu(gate).mul_(up))
 
@@ -261,7 +275,7 @@ class TorchRunner(Runner):
         return 1.0 if gate is None else torch.sigmoid((normed @ gate.weight + gate.bias)[:, None])
 
     def _block(
-        self, states: torch.Tensor, block: _Block, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+        self, states: torch.Tensor, block: Block, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """A block over tokens that all see a picture.
 

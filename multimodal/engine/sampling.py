@@ -22,23 +22,40 @@ class Sampler:
         self.temperature, self.top_p = temperature, top_p
         self._chance = torch.Generator().manual_seed(seed) if temperature > 0 else None
 
-    def pick(self, logits: torch.Tensor) -> tuple[int, float]:
-        """A token and its log-probability at temperature 1.
-
-        Args:
-            logits: ``(V,)``, float32; minus infinity for what cannot be said.
-        """
+    def pick(self, scores: Scores, row: int) -> tuple[int, float]:
+        """A token of one row, and its log-probability at temperature 1."""
         if self._chance is None:
-            token = int(logits.argmax())
+            return scores.likeliest[row], scores.logprobs[row]
+        shares = (scores.logits[row].cpu() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            ordered, places = shares.sort(descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0  # the first always stays
+            token = int(places[torch.multinomial(ordered, 1, generator=self._chance)])
         else:
-            shares = (logits.cpu() / self.temperature).softmax(-1)
-            if self.top_p < 1:
-                ordered, places = shares.sort(descending=True)
-                ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0  # the first always stays
-                token = int(places[torch.multinomial(ordered, 1, generator=self._chance)])
-            else:
-                token = int(torch.multinomial(shares, 1, generator=self._chance))
-        return token, float(logits[token] - logits.logsumexp(-1))
+            token = int(torch.multinomial(shares, 1, generator=self._chance))
+        passed = scores.logits[row, token] - scores.logits[row, scores.likeliest[row]]
+        return token, scores.logprobs[row] + float(passed)
+
+
+class Scores:
+    """Logits of all rows of a step, and what greedy rows need of them, computed for all at once.
+
+    Args:
+        logits: ``(B, V)``, float32.
+        suppressed: Tokens that cannot be said.
+
+    Attributes:
+        likeliest: Of each row, a token.
+        logprobs: Of each row, that token's log-probability.
+    """
+
+    def __init__(self, logits: torch.Tensor, suppressed: Sequence[int] = ()) -> None:
+        for token in suppressed:
+            logits[:, token] = -torch.inf
+        self.logits = logits
+        top, likeliest = logits.max(-1)
+        self.likeliest: list[int] = likeliest.tolist()
+        self.logprobs: list[float] = (top - logits.logsumexp(-1)).tolist()
 
 
 class TextStream:

@@ -97,9 +97,9 @@ def layer_weights(model: FusionForConditionalGeneration, index: int, adapter: st
     attention, mlp = layer.self_attn, layer.mlp
     return LayerWeights(
         qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj], adapter) * _of(layer.input_layernorm),
-        o=_matrix(attention.o_proj, adapter),
+        o=matrix(attention.o_proj, adapter),
         gate_up=_joined([mlp.gate_proj, mlp.up_proj], adapter) * _of(layer.post_attention_layernorm),
-        down=_matrix(mlp.down_proj, adapter),
+        down=matrix(mlp.down_proj, adapter),
     )
 
 
@@ -110,10 +110,10 @@ def block_weights(model: FusionForConditionalGeneration, index: int, adapter: st
     openings = [_float(gate.alpha).tanh()[:, None] for gate in (block.attention_gate, block.feed_forward_gate)]
     feed_forward = block.feed_forward
     return BlockWeights(
-        q=_matrix(block.attention.q_proj, adapter) * norms[0],
-        o=_matrix(block.attention.o_proj, adapter) * openings[0],
+        q=matrix(block.attention.q_proj, adapter) * norms[0],
+        o=matrix(block.attention.o_proj, adapter) * openings[0],
         gate_up=_joined([feed_forward.gate_proj, feed_forward.up_proj], adapter) * norms[1],
-        down=_matrix(feed_forward.down_proj, adapter) * openings[1],
+        down=matrix(feed_forward.down_proj, adapter) * openings[1],
         attention_gate=_gate(block.attention_gate, norms[0], adapter),
         feed_forward_gate=_gate(block.feed_forward_gate, norms[1], adapter),
     )
@@ -121,7 +121,7 @@ def block_weights(model: FusionForConditionalGeneration, index: int, adapter: st
 
 def head_weights(model: FusionForConditionalGeneration, adapter: str | None = None) -> torch.Tensor:
     """The language-model head ``(V, D)`` in float32, the final norm's weight in it."""
-    return _matrix(model.lm_head, adapter) * _of(model.model.language_model.norm)
+    return matrix(model.lm_head, adapter) * _of(model.model.language_model.norm)
 
 
 def query_norms(model: FusionForConditionalGeneration) -> torch.Tensor | None:
@@ -154,10 +154,11 @@ def _gate(gate: TanhGate, norm: torch.Tensor, adapter: str | None) -> GateWeight
     if not isinstance(gate, DynamicGate):
         return None
     bias = getattr(gate.token_weight, "base_layer", gate.token_weight).bias
-    return GateWeights(_matrix(gate.token_weight, adapter)[0] * norm, _float(bias))
+    return GateWeights(matrix(gate.token_weight, adapter)[0] * norm, _float(bias))
 
 
-def _matrix(linear: Any, adapter: str | None) -> torch.Tensor:
+def matrix(linear: Any, adapter: str | None) -> torch.Tensor:
+    """A linear layer's matrix in float32, the adapter's low-rank product added to it."""
     weight = _float(getattr(linear, "base_layer", linear).weight)
     if adapter in getattr(linear, "lora_A", {}):
         product = _float(linear.lora_B[adapter].weight) @ _float(linear.lora_A[adapter].weight)
@@ -166,4 +167,4 @@ def _matrix(linear: Any, adapter: str | None) -> torch.Tensor:
 
 
 def _joined(linears: Sequence[Any], adapter: str | None) -> torch.Tensor:
-    return torch.cat([_matrix(linear, adapter) for linear in linears])
+    return torch.cat([matrix(linear, adapter) for linear in linears])

@@ -28,7 +28,7 @@ def make(model: FusionForConditionalGeneration) -> Iterator[MakeEngine]:
     engines: list[Engine] = []
 
     def make(model: FusionForConditionalGeneration = model, **options: Any) -> Engine:
-        engines.append(Engine(model, tiny_tokenizer(), **{"slots": 4, **options}))
+        engines.append(Engine(model, tiny_tokenizer(), **{"slots": 4, "linger": 0.01, **options}))
         return engines[-1]
 
     yield make

@@ -36,7 +36,8 @@ class EngineStates(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = Engine(tiny(), tiny_tokenizer(), slots=3, queue=4, read_at_once=4, picture_bytes=5000)
+        sizes = {"slots": 3, "queue": 4, "read_at_once": 4, "picture_bytes": 5000}
+        self.engine = Engine(tiny(), tiny_tokenizer(), linger=0.001, **sizes)
         self.generations: list[tuple[int | None, Generation]] = []
 
     def submit(self, kind: int | None, asked: Request) -> None:

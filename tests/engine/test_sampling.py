@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 import torch
 
-from multimodal.engine.sampling import Sampler, TextStream
+from multimodal.engine.sampling import Sampler, Scores, TextStream
 from tests.training.tiny import tiny_tokenizer
 
 
 def test_greedy_takes_the_likeliest() -> None:
-    logits = torch.tensor([0.0, 3.0, -torch.inf, 1.0])
-    token, logprob = Sampler(temperature=0, top_p=1, seed=0).pick(logits)
-    assert token == 1 and logprob == pytest.approx(float(logits.log_softmax(-1)[1]))
+    logits = torch.tensor([[0.0, 1.0, 9.0, 3.0], [0.0, 3.0, 9.0, 1.0]])
+    token, logprob = Sampler(temperature=0, top_p=1, seed=0).pick(Scores(logits, [2]), 1)
+    assert logits[:, 2].tolist() == [-math.inf] * 2  # it cannot be said
+    assert token == 1 and logprob == pytest.approx(float(logits[1].log_softmax(-1)[1]))
 
 
 def test_sampling_follows_temperature_and_nucleus() -> None:
@@ -22,7 +24,10 @@ def test_sampling_follows_temperature_and_nucleus() -> None:
 
     def drawn(temperature: float, top_p: float) -> Counter[int]:
         sampler = Sampler(temperature=temperature, top_p=top_p, seed=3)
-        return Counter(sampler.pick(logits)[0] for _ in range(2000))
+        picked = [sampler.pick(Scores(logits[None].clone()), 0) for _ in range(2000)]
+        for token, logprob in picked[:20]:
+            assert logprob == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-5)
+        return Counter(token for token, _ in picked)
 
     shares = (logits / 2).softmax(-1)
     for token, count in drawn(2.0, 1.0).items():
