@@ -88,7 +88,7 @@ class Asking:
             picture: What it is about.
             max_new_tokens: At most so many tokens.
             min_confidence: Below this, 0 to 1, the answer is marked as unsure.
-            adapter: Which adapter answers; None for the model as it came. Answers with another one end first.
+            adapter: Which adapter answers; None for the model as it came.
 
         Raises:
             ModelError: If the prompt is empty or too long, or there is no model.

@@ -193,9 +193,9 @@ def digest_of(model: FusionForConditionalGeneration) -> str:
 class AdapterSwitch:
     """The adapters of a model that answers in several threads.
 
-    Layers have one active adapter at a time. So answers with the same adapter are computed side by side, and one with
-    another adapter waits for its turn, in the order of asking. Choosing an adapter waits for nothing: it counts for the
-    answers that begin later.
+    Layers have one active adapter at a time. So what is computed in them (pictures and traces; whole answers where the
+    engine has no flat weights) is computed side by side with the same adapter, and with another one it waits for its
+    turn, in the order of asking. Choosing an adapter waits for nothing: it counts for the answers that begin later.
 
     Args:
         model: The fused model.

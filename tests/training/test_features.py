@@ -356,3 +356,14 @@ class TestDraws:
         assert view_of("a", "medical", 1) == view_of("a", "medical", 1) != view_of("a", "shop", 1)
         assert view_of("a", "medical", 1) != view_of("b", "medical", 1)
         assert view_of("a", "medical", 0) == view_of("b", "shop", 0) == View()
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_pictures_from_other_processes_are_the_same(
+    make: Make, tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine with a GPU, where others open the pictures."""
+    make()
+    monkeypatch.setattr(module, "loading_processes", lambda: processes)
+    make(tmp_path / "other")
+    assert content(tmp_path / "other") == content(tmp_path / "cache")
