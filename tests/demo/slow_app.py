@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ load = demo.app._load
 
 def load_slow(name: str, adapters: Mapping[str, Path]) -> MultiModalModel:
     model = load(name, adapters)
-    model.model.lm_head.register_forward_hook(pause)
+    runner: Any = model.engine.runner
+    for step in ("read", "step"):  # each gives a token
+        setattr(runner, step, partial(pause, getattr(runner, step)))
     return model
 
 
-def pause(*_: Any) -> None:
+def pause(run: Callable[..., Any], *args: Any, **options: Any) -> Any:
     print("token", flush=True)
     time.sleep(SECONDS)
+    return run(*args, **options)
 
 
 if __name__ == "__main__":
