@@ -397,23 +397,6 @@ class MultiModalModel:
                 pixel_values=torch.stack([picture.pixel_values for picture in request.pictures])[None].to(device),
             )
 
-    def encode(self, conversations: Sequence[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
-        """The model's inputs for several conversations, pictures included.
-
-        Args:
-            conversations: As :func:`conversation` makes them. Their text may say "<image>" or "<|im_end|>" without
-                meaning it.
-        """
-        inputs = self.processor.apply_chat_template(
-            list(conversations),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            sanitize_control_tokens=True,
-        )
-        return dict(inputs.to(self.model.device))
-
     def tokenise(self, conversations: Sequence[list[dict[str, Any]]]) -> list[list[int]]:
         """The prompts of several conversations as tokens, a placeholder for each picture.
 

@@ -12,9 +12,7 @@ Thread safety: requests come from any thread; all that runners, slots and caches
 from __future__ import annotations
 
 import atexit
-import ctypes
 import itertools
-import os
 import threading
 import time
 import weakref
@@ -22,24 +20,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 
-from multimodal.engine.modules import ModuleRunner
-from multimodal.engine.native import NativeRunner
-from multimodal.engine.native import obstacle as native_obstacle
 from multimodal.engine.pictures import LeastRecentlyUsed
+from multimodal.engine.precisions import make_runner
 from multimodal.engine.requests import EngineError, EngineFull, Generation, Picture, Request, Token
-from multimodal.engine.runner import PictureStates, Row, Runner, TorchRunner
+from multimodal.engine.runner import PictureStates, Row, Runner
 from multimodal.engine.sampling import Sampler, Scores, TextStream
-from multimodal.engine.weights import obstacle
+from multimodal.engine.threads import release_threads
 from multimodal.fusion import FusionForConditionalGeneration
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PRECISIONS = ("auto", *DTYPES, "int8", "int4")
-PICTURES = 64  # that a request may hold
 READ_AT_ONCE = 128  # tokens of prompts between two steps of the others
 READ_ALONE = 4  # times as many where nobody waits for a step
 PICTURE_BYTES = 256 * 2**20
@@ -156,13 +149,14 @@ class Engine:
             EngineError: If the engine is closed, or the request cannot be answered: too long, or pictures and
                 placeholders differ in number.
         """
-        self._check(request)
+        seen = _counted(request.tokens, self.model.config.image_token_id)
+        self._check(request, seen)
         release_threads()
         job = _Job(
             Generation(request),
             Sampler(temperature=request.temperature, top_p=request.top_p, seed=request.seed),
             TextStream(self.tokenizer, request.stop),
-            seen=_counted(request.tokens, self.model.config.image_token_id),
+            seen=seen,
         )
         with self._lock:
             if self._closed:
@@ -188,8 +182,9 @@ class Engine:
                 try:
                     generations.append(self.submit(request))
                     break
-                except EngineFull:
-                    next(generation for generation in generations if not generation.over).wait()
+                except EngineFull:  # of these requests, or of somebody else's
+                    pending = next((generation for generation in generations if not generation.over), None)
+                    time.sleep(0.01) if pending is None else pending.wait()
         for generation in generations:
             generation.wait()
         return generations
@@ -223,7 +218,7 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _check(self, request: Request) -> None:
+    def _check(self, request: Request, seen: Sequence[int]) -> None:
         if not request.tokens:
             raise EngineError("the prompt is empty: give at least one token")
         needed = len(request.tokens) + request.max_new_tokens
@@ -232,7 +227,7 @@ class Engine:
                 f"{len(request.tokens)} tokens, and {request.max_new_tokens} for the answer, exceed the engine's "
                 f"{self.runner.positions}: shorten the prompt, or lower max_new_tokens"
             )
-        count = sum(token == self.model.config.image_token_id for token in request.tokens)
+        count = seen[-1]
         if count != len(request.pictures):
             raise EngineError(f"{len(request.pictures)} pictures for {count} placeholders: give one for each")
         if count > self.runner.pictures:
@@ -291,7 +286,10 @@ class Engine:
                 if not free or not self._waiting:
                     return
                 job = self._waiting.popleft()
-            self._seat(job, free)
+            try:
+                self._seat(job, free)
+            except Exception as error:  # it is in no list yet: nobody else would tell the one who asked
+                self._end(job, error=error)
 
     def _seat(self, job: _Job, free: list[_Slot]) -> None:
         """Give a request the free slot that knows most of its prompt; else the one unused for longest."""
@@ -437,72 +435,6 @@ class Engine:
             self._end(job, reason=reason)
 
 
-def make_runner(
-    model: FusionForConditionalGeneration,
-    *,
-    precision: str = "auto",
-    slots: int = 8,
-    positions: int | None = None,
-    pictures: int = PICTURES,
-) -> Runner:
-    """The way to run a model in a precision.
-
-    Args:
-        model: The fused model.
-        precision: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``; ``"auto"`` is the model's own dtype, but
-            for bfloat16 int8 where its step has been compiled.
-        slots: How many requests are answered at once.
-        positions: Tokens of a slot; None for as many as the decoder knows. Memory is taken as it is filled.
-        pictures: Pictures of a slot.
-
-    Raises:
-        EngineError: If there is no such precision, or none here.
-    """
-    sizes: dict[str, Any] = {
-        "slots": slots,
-        "positions": positions or model.config.text_config.max_position_embeddings,
-        "pictures": pictures,
-    }
-    if precision not in PRECISIONS:
-        raise EngineError(f"there is no precision {precision!r}: use {', '.join(PRECISIONS)}")
-    quantised = {"int8": "int8", "int4": "int4", "auto": "int8" if model.dtype == torch.bfloat16 else None}
-    kind: Any = quantised.get(precision)
-    if kind is not None:
-        why_not = native_obstacle(model)
-        if why_not is None:
-            return NativeRunner(model, kind, dtype=model.dtype, **sizes)
-        if precision != "auto":
-            raise EngineError(f"{precision} does not run here: {why_not}")
-    if obstacle(model) is not None:
-        return ModuleRunner(model, **sizes)
-    dtype: Any = DTYPES.get(precision, model.dtype)
-    return TorchRunner(model, dtype, **sizes)
-
-
-@cache
-def _openmp() -> ctypes.CDLL | None:
-    """GNU's OpenMP, if torch has loaded it."""
-    try:
-        found = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-        return found if hasattr(found, "omp_pause_resource_all") else None
-    except (AttributeError, OSError):  # another system, or another OpenMP
-        return None
-
-
-def release_threads() -> None:
-    """Let go of the calling thread's OpenMP team; its next operator makes another.
-
-    Each thread that has run an operator keeps a team for ever. With more threads than cores among all teams, OpenMP's
-    threads sleep between operators instead of waiting for the next: the engine's would read a prompt half as fast.
-    """
-    if (openmp := _openmp()) is not None:
-        openmp.omp_pause_resource_all(1)  # omp_pause_soft
-
-
 def _counted(tokens: Sequence[int], image_token_id: int) -> list[int]:
     """Of each token: how many placeholders stand at or before it."""
-    seen, count = [], 0
-    for token in tokens:
-        count += token == image_token_id
-        seen.append(count)
-    return seen
+    return list(itertools.accumulate(int(token == image_token_id) for token in tokens))

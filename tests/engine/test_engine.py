@@ -238,6 +238,29 @@ class TestFaults:
         slow.poisoned = set()
         assert ids(engine.generate([asked[2]])[0]) == said[2] and idle(engine)
 
+    def test_a_slot_that_cannot_be_copied_costs_one_request(
+        self, make: MakeEngine, slow: SlowRunner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("no room for a copy")
+
+        monkeypatch.setattr(slow, "copy", fail)
+        engine = make(runner=slow)
+        first = engine.submit(request(words(40), max_new_tokens=20))
+        next(iter(first))
+        with pytest.raises(RuntimeError, match="no room for a copy"):
+            list(engine.submit(request([*words(40), *words(2)], max_new_tokens=2)))
+        assert len(list(first)) == 20 and idle(engine)
+
+    def test_many_wait_their_turn_though_others_fill_the_queue(self, make: MakeEngine, slow: SlowRunner) -> None:
+        engine = make(runner=slow, queue=1)
+        for _ in range(4):
+            engine.submit(request(words(4), max_new_tokens=20))
+            time.sleep(0.05)
+        engine.submit(request(words(4), max_new_tokens=20))  # fills the queue
+        (generation,) = engine.generate([request(words(3), max_new_tokens=2)])
+        assert len(generation.tokens) == 2 and idle(engine)
+
     def test_a_picture_of_nothing(self, make: MakeEngine) -> None:
         engine = make()
         broken = request([IMAGE, *words(3)])

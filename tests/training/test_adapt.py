@@ -23,7 +23,7 @@ from multimodal.training import adapt as adapting
 from multimodal.training.adapt import AdaptReport, AdaptSettings, adapt
 from multimodal.training.trainer import FusionTrainer
 from tests.fusion.tiny import assert_close, assert_differs, assert_same, open_gates
-from tests.training.tiny import COLOURS, draw, tiny_model
+from tests.training.tiny import COLOURS, draw, encode, tiny_model
 
 QUESTION = "What colour is this?"
 
@@ -72,7 +72,7 @@ def load(checkpoint: Path) -> MultiModalModel:
 
 
 def logits(model: MultiModalModel) -> torch.Tensor:
-    inputs = model.encode([[{"role": "user", "content": [{"type": "image", "image": draw("red", 99)}]}]])
+    inputs = encode(model, [[{"role": "user", "content": [{"type": "image", "image": draw("red", 99)}]}]])
     with torch.no_grad():
         return model.model(**inputs).logits
 
@@ -149,7 +149,7 @@ class TestAdapting:
         model.set_adapter("colours")
         other = load(checkpoint)
         tuned = PeftModel.from_pretrained(other.model, report.folder)
-        inputs = model.encode([[{"role": "user", "content": [{"type": "image", "image": draw("red", 99)}]}]])
+        inputs = encode(model, [[{"role": "user", "content": [{"type": "image", "image": draw("red", 99)}]}]])
         with torch.no_grad():
             assert_close(tuned(**inputs).logits, logits(model), limit=1e-6)
 

@@ -17,7 +17,7 @@ from multimodal.model import MultiModalModel, conversation
 from multimodal.training.collator import IGNORED, EpochOrder, FusionCollator, Source, TrainingSet
 from multimodal.training.pictures import LivePictures
 from multimodal.training.prefix import PrefixCache
-from tests.training.tiny import IMAGE_SIZE, draw
+from tests.training.tiny import IMAGE_SIZE, draw, encode
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_prompts_are_those_that_the_model_is_asked(fused: Any, samples: list[Sam
     tokenizer = fused[1].tokenizer
     for sample, row in zip(samples, dataset.rows, strict=True):
         pictures = [draw("red", 0) for _ in sample.images]
-        asked = model.encode([conversation(sample.question, pictures)])["input_ids"][0].tolist()
+        asked = encode(model, [conversation(sample.question, pictures)])["input_ids"][0].tolist()
         assert row.input_ids[: len(asked)] == asked
         assert row.labels[: len(asked)] == [IGNORED] * len(asked)
         assert row.input_ids[len(asked) :] == row.labels[len(asked) :]

@@ -25,7 +25,7 @@ from multimodal.training.evaluation import (
 )
 from tests.fusion.tiny import open_gates
 from tests.training.scripted import Scripted
-from tests.training.tiny import IMAGE, draw, tiny_model
+from tests.training.tiny import IMAGE, draw, encode, tiny_model
 
 SAID = {"Where is it?": "Left Lung.", "Is it red?": "yes", "Is it blue?": "No", "How many?": "two"}
 
@@ -128,7 +128,7 @@ def test_batches_answer_as_singles(model: MultiModalModel, mixed: list[Sample]) 
 def test_prompts_are_those_of_encode(model: MultiModalModel, mixed: list[Sample]) -> None:
     for sample in mixed:
         pictures = [Image.open(path).convert("RGB") for path in sample.images]
-        encoded = model.encode([conversation(sample.question, pictures)])["input_ids"]
+        encoded = encode(model, [conversation(sample.question, pictures)])["input_ids"]
         assert model.tokenise([conversation(sample.question, sample.images)]) == encoded.tolist()
 
 

@@ -157,3 +157,16 @@ def write_task(folder: Path, *, train: int = 24, validate: int = 12) -> Path:
             number += 1
         (folder / f"{split}.json").write_text(json.dumps(records))
     return folder
+
+
+def encode(model: Any, conversations: list[Any]) -> dict[str, torch.Tensor]:
+    """The inputs of ``generate`` for some conversations, pictures included, by the processor's own template."""
+    inputs = model.processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        sanitize_control_tokens=True,
+    )
+    return dict(inputs)
