@@ -78,6 +78,9 @@ class Runner(ABC):
     positions: int
     pictures: int
 
+    def prepare(self) -> None:
+        """Do now what the first request would have to wait for."""
+
     @abstractmethod
     def see(self, slot: int, place: int, picture: PictureStates) -> None:
         """Put a picture into a slot as its number ``place``, from 0."""
@@ -208,6 +211,10 @@ class TorchRunner(Runner):
         weight = weight.to(self.dtype).contiguous()
         self._weight_bytes += weight.nbytes
         return lambda states: functional.linear(states, weight)
+
+    def prepare(self) -> None:
+        """Pack the weights."""
+        self.packed(None)
 
     def packed(self, adapter: str | None) -> Packed:
         """The weights with an adapter; the decoder's own are shared where it leaves them alone."""

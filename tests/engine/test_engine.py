@@ -166,6 +166,15 @@ class TestWhatItKnows:
         assert 0 < engine.pictures.nbytes <= 3000 and 0 < len(engine.pictures) < 8
 
 
+def test_what_is_prepared_is_not_packed_again(
+    make: MakeEngine, slow: SlowRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow.prepare()
+    monkeypatch.setattr(slow, "pack", None)
+    (generation,) = make(runner=slow).generate([request([IMAGE, *words(3)])])
+    assert generation.error is None and len(generation.tokens) == 10
+
+
 class TestScheduling:
     def test_requests_share_steps(self, make: MakeEngine, slow: SlowRunner) -> None:
         engine = make(runner=slow)
