@@ -46,6 +46,9 @@ class ModuleRunner(Runner):
         parts = (self.model.model.language_model.layers, self.model.model.cross_attention_blocks, self.model.lm_head)
         return sum(parameter.nbytes for part in parts for parameter in part.parameters())
 
+    def prepare(self) -> None:
+        """Nothing is packed."""
+
     def see(self, slot: int, place: int, picture: PictureStates) -> None:
         """Keep the picture; what stood there or behind it is forgotten."""
         self._pictures[slot][place:] = [picture]

@@ -78,6 +78,7 @@ class Runner(ABC):
     positions: int
     pictures: int
 
+    @abstractmethod
     def prepare(self) -> None:
         """Do now what the first request would have to wait for."""
 
