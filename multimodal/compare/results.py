@@ -88,9 +88,7 @@ class Results:
 
     def select(self, *, task: str, pipeline: str, control: str = "") -> list[Row]:
         """The rows of one pipeline on one task, errors included."""
-        return [
-            row for row in self.rows if (row.task, row.pipeline, row.control) == (task, pipeline, control)
-        ]
+        return [row for row in self.rows if (row.task, row.pipeline, row.control) == (task, pipeline, control)]
 
 
 def paired(one: Sequence[Row], other: Sequence[Row]) -> Iterable[tuple[Row, Row]]:
