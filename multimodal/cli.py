@@ -63,6 +63,26 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--json", action="store_true", help="print the answer with its figures as JSON")
     ask.set_defaults(run=_ask)
 
+    serve = command("serve", "serve a model to programs on this machine, as OpenAI's endpoint does")
+    serve.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
+    serve.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="also serve the model with this adapter, as MODEL:FOLDER; may be repeated",
+    )
+    serve.add_argument(
+        "--precision",
+        choices=["auto", "float32", "bfloat16", "int8", "int4"],
+        default="auto",
+        help="what answers are computed in (default: int8 where its step is compiled, else the model's own)",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="an address of this machine only (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    serve.set_defaults(run=_serve)
+
     train = command("train", "train a fused model; the same command goes on after an interruption")
     train.add_argument(
         "--recipe", metavar="NAME", help="all that follows from a file: general, medical, commerce or TOML"
@@ -316,6 +336,22 @@ def _ask(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    _quiet()
+    try:
+        from multimodal.service import check_address, serve
+    except ImportError as error:  # it says what to install
+        raise RuntimeError(str(error)) from None
+    from multimodal.model import MultiModalModel
+
+    check_address(options.host, options.port)  # told before the model is loaded
+    model = MultiModalModel.from_pretrained(options.model, precision=options.precision)
+    for folder in options.adapter:
+        model.load_adapter(folder)
+    serve(model, name=model.name, host=options.host, port=options.port)
+    return 0
+
+
 def _answer_as_dict(answer: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -384,7 +420,7 @@ def _train(options: argparse.Namespace) -> int:
 
     set_seed(settings.seed)  # new weights are random
     name = options.model or recipe.model
-    if name in PRESETS:
+    if name in PRESETS and not settings.pipeline:
         model, processor = build(name, dtype=torch.float32, **architecture)
     elif architecture:
         raise ValueError(f"{name} has its gates and its layers: only a preset takes {', '.join(architecture)}")

@@ -77,11 +77,13 @@ def smollm2_from_gguf(source: Path, target: Path) -> None:
 def efficientnet_lite_from_pth(source: Path, target: Path, *, name: str, image_size: int) -> None:
     """Write an EfficientNet-Lite checkpoint as a `VisionEncoder` with its image processor.
 
-    The classifier (`_fc`) is left out: the fusion reads the grid of features before it.
+    The classifier (`_fc`) is no part of it, as the fusion reads the grid of features before it; its weights lie in
+    `classifier.safetensors` beside it, for who wants ImageNet's labels.
 
     Args:
         source: the `.pth` file, a plain state dict.
-        target: an empty folder; gets `config.json`, `model.safetensors` and `preprocessor_config.json`.
+        target: an empty folder; gets `config.json`, `model.safetensors`, `preprocessor_config.json` and
+            `classifier.safetensors`.
         name: the architecture, such as `"efficientnet-lite2"`.
         image_size: side in pixels that pictures are resized to by default.
 
@@ -89,6 +91,7 @@ def efficientnet_lite_from_pth(source: Path, target: Path, *, name: str, image_s
         ValueError: the file's tensors are not those of `name`.
     """
     import torch
+    from safetensors.torch import save_file
 
     from multimodal.fusion.vision import VisionEncoder
 
@@ -100,6 +103,8 @@ def efficientnet_lite_from_pth(source: Path, target: Path, *, name: str, image_s
         raise ValueError(f"{source.name} does not hold {name}: {error}") from error
     encoder.save_pretrained(target)
     encoder.image_processor().save_pretrained(target)
+    classifier = {key: state[f"_fc.{key}"].contiguous() for key in ("weight", "bias")}
+    save_file(classifier, target / "classifier.safetensors", metadata={"format": "pt"})
 
 
 def _field(reader: GGUFReader, key: str) -> Any:

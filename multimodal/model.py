@@ -1,4 +1,4 @@
-"""MultiModalModel: the friendly face. A picture and a prompt go in, an answer comes out, whole or word by word.
+"""MultiModalModel: the friendly face. Pictures and a prompt, or a chat, go in; an answer comes out, whole or in words.
 
 It brings pictures through ``images.py``, asks the engine, and reports what it cost and how sure the model was. One
 model answers several questions at once, each with its own adapter.
@@ -11,7 +11,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from multimodal.adapters import AdapterError, AdapterSwitch, load_adapter, read_
 from multimodal.engine import DTYPES, Engine, Generation, LeastRecentlyUsed, Picture, Request, digest_of
 from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, FusionProcessor, FusionTrace
 from multimodal.images import load_image, read_encoded
-from multimodal.presets import trained_folder
+from multimodal.presets import PRESETS, trained_folder
 
 DEFAULT_MODEL = "embedded"
 PREPARED_BYTES = 64 * 2**20  # of prepared pictures that are kept
+ROLES = ("system", "user", "assistant")
 CHOSEN: Any = object()  # in the place of an adapter's name: the one that was set
 
 
@@ -92,6 +93,9 @@ class AnswerStream(Iterator[str]):
     """Pieces of an answer as they are generated; they join to its text, and ``answer`` is there at their end.
 
     Leaving the loop early is not enough to stop the model: call :meth:`stop`, or use the stream as a context manager.
+
+    Attributes:
+        generation: The engine's own account of it, token by token, for those who wait in an event loop.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class AnswerStream(Iterator[str]):
         min_confidence: float,
     ) -> None:
         self.answer: Answer | None = None
-        self._model, self._generation = model, generation
+        self._model, self.generation = model, generation
         self._started, self._prepared = started, prepared
         self._trace, self._min_confidence = trace, min_confidence
         self._pieces = _stripped(token.text for token in generation)
@@ -115,8 +119,8 @@ class AnswerStream(Iterator[str]):
         """The next piece; an error of the model is raised here."""
         for piece in self._pieces:
             return piece
-        if self._generation.error is not None:
-            raise self._generation.error
+        if self.generation.error is not None:
+            raise self.generation.error
         self._finish()
         raise StopIteration
 
@@ -130,17 +134,17 @@ class AnswerStream(Iterator[str]):
 
     def stop(self) -> None:
         """End generation, within one token, and wait for it; ``answer`` then holds what there is, or None."""
-        self._generation.cancel()
-        self._generation.wait()
+        self.generation.cancel()
+        self.generation.wait()
         self._finish()
 
     def _finish(self) -> None:
         with self._lock:
-            if self.answer is None and self._generation.error is None and self._generation.tokens:
+            if self.answer is None and self.generation.error is None and self.generation.tokens:
                 self.answer = self._answer()
 
     def _answer(self) -> Answer:
-        model, generation, request = self._model, self._generation, self._generation.request
+        model, generation, request = self._model, self.generation, self.generation.request
         ids = [token.id for token in generation.tokens]
         confidence = model.confidence_of(sum(token.logprob for token in generation.tokens))
         return Answer(
@@ -311,10 +315,28 @@ class MultiModalModel:
         assert stream.answer is not None  # an error of the model was raised by the loop
         return stream.answer
 
-    def stream(
+    def stream(self, prompt: str, image: Any = None, **options: Any) -> AnswerStream:
+        """Answer a prompt about a picture, several, or none, piece by piece.
+
+        Args:
+            prompt: What to ask.
+            image: Anything that ``load_image`` takes, or a list of such; pictures stand before the prompt.
+            **options: As for :meth:`reply`.
+
+        Returns:
+            An iterator over pieces of text; its ``answer`` is there when it is exhausted, its ``stop()`` ends it.
+
+        Raises:
+            ImageError: If a picture cannot be used.
+            ModelError: If the prompt is empty or too long, or an option is out of range.
+            AdapterError: If there is no such adapter.
+            EngineError: If the engine does not take it: too many wait, or it has too many pictures.
+        """
+        return self.reply(conversation(prompt, _as_list(image)), **options)
+
+    def reply(
         self,
-        prompt: str,
-        image: Any = None,
+        messages: Sequence[Mapping[str, Any]],
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
@@ -325,11 +347,13 @@ class MultiModalModel:
         min_confidence: float = 0.0,
         adapter: str | None = CHOSEN,
     ) -> AnswerStream:
-        """Answer piece by piece.
+        """Answer the last message of a chat piece by piece.
 
         Args:
-            prompt: What to ask.
-            image: Anything that ``load_image`` takes, or a list of such; pictures stand before the prompt.
+            messages: The chat so far, oldest first: each has a ``role`` (``"system"``, ``"user"`` or ``"assistant"``)
+                and a ``content``, a string or a list of parts, ``{"type": "text", "text": ...}`` or, of the user,
+                ``{"type": "image", "image": ...}`` with anything that ``load_image`` takes. The last one is the
+                user's. White space around what a message says does not count.
             max_new_tokens: At most so many tokens, from 1.
             temperature: 0 takes the likeliest token always.
             top_p: With a temperature, sample from the likeliest tokens of this total probability, 0 to 1.
@@ -344,7 +368,8 @@ class MultiModalModel:
 
         Raises:
             ImageError: If a picture cannot be used.
-            ModelError: If the prompt is empty or too long, or an option is out of range.
+            ModelError: If the chat is not as above, its last prompt is empty, it is too long, or an option is out of
+                range.
             AdapterError: If there is no such adapter.
             EngineError: If the engine does not take it: too many wait, or it has too many pictures.
         """
@@ -358,7 +383,7 @@ class MultiModalModel:
             if not fits:
                 raise ModelError(f"{option}={value} must be {range_}")
         adapter = self.adapter if adapter is CHOSEN else self._known(adapter)
-        tokens, pictures = self._prepare(prompt, _as_list(image), max_new_tokens)
+        tokens, pictures = self._prepare(messages, max_new_tokens)
         prepared = time.perf_counter()
         request = Request(
             tokens=tokens,
@@ -378,6 +403,11 @@ class MultiModalModel:
             trace=trace,
             min_confidence=min_confidence,
         )
+
+    def forget(self) -> None:
+        """Keep nothing of pictures and conversations, while nothing is asked: for who measures a first question."""
+        self._prepared.clear()
+        self.engine.forget()
 
     @torch.inference_mode()
     def trace(self, request: Request, answer: Sequence[int]) -> FusionTrace | None:
@@ -412,11 +442,10 @@ class MultiModalModel:
             sanitize_control_tokens=True,
         )
 
-    def _prepare(self, prompt: str, images: Sequence[Any], max_new_tokens: int) -> tuple[list[int], list[Picture]]:
-        if not prompt.strip():
-            raise ModelError("the prompt is empty: ask something about the picture")
+    def _prepare(self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int) -> tuple[list[int], list[Picture]]:
+        chat, images = _read_chat(messages)
         pictures = [self._picture(image) for image in images]
-        (tokens,) = self.tokenise([conversation(prompt, pictures)])
+        (tokens,) = self.tokenise([chat])
         limit = self.model.config.text_config.max_position_embeddings
         if len(tokens) + max_new_tokens > limit:
             raise ModelError(
@@ -443,6 +472,49 @@ def conversation(prompt: str, images: Sequence[Any] = ()) -> list[dict[str, Any]
     return [{"role": "user", "content": [*content, {"type": "text", "text": prompt.strip()}]}]
 
 
+def _read_chat(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """A chat as the template takes it, and its pictures in order."""
+    chat: list[dict[str, Any]] = []
+    images: list[Any] = []
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            raise ModelError(f"message {number} has none of the roles {', '.join(ROLES)}: give it one as its 'role'")
+        role = message["role"]
+        parts = _parts_of(message.get("content"), number)
+        shown = [part.pop("image") for part in parts if part["type"] == "image"]
+        if shown and role != "user":
+            raise ModelError(f"message {number} is of the {role} and has a picture: show pictures as the user")
+        images += shown
+        chat.append({"role": role, "content": parts})
+    if not chat or chat[-1]["role"] != "user":
+        last = f"ends with a message of the {chat[-1]['role']}" if chat else "has no message"
+        raise ModelError(f"the chat {last}: end it with a question of the user")
+    if not any(part.get("text", "").strip() for part in chat[-1]["content"]):
+        raise ModelError("the prompt is empty: ask something about the picture")
+    return chat, images
+
+
+def _parts_of(content: Any, number: int) -> list[dict[str, Any]]:
+    """What a message says and shows, in parts of our own, without white space at the two ends of its text."""
+    parts: list[dict[str, Any]] = []
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else _as_list(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        elif kind == "image" and "image" in part:
+            parts.append({"type": "image", "image": part["image"]})
+        else:
+            raise ModelError(
+                f"message {number} has a part that is neither text nor a picture: give a string, or a list of "
+                "{'type': 'text', 'text': ...} and {'type': 'image', 'image': ...}"
+            )
+    texts = [part for part in parts if part["type"] == "text"]
+    if texts:
+        texts[0]["text"] = texts[0]["text"].lstrip()
+        texts[-1]["text"] = texts[-1]["text"].rstrip()
+    return parts
+
+
 def chance_of_right(logprob: float, *, scale: float = 1.0, bias: float = 0.0) -> float:
     """How likely an answer is right: ``sigmoid(scale * log-odds + bias)`` of the probability that the model gave to it.
 
@@ -466,6 +538,16 @@ def log_odds(logprob: float) -> float:
 def folder_of(name: str | Path) -> Path:
     """The folder that a model's name means: that of our own, or the name itself."""
     return trained_folder(str(name)) or Path(name).expanduser()
+
+
+def is_fused(name: str | Path) -> bool:
+    """Whether a name means a fused model, and not another one, or none."""
+    if str(name) in PRESETS:
+        return True
+    try:
+        return PreTrainedConfig.get_config_dict(str(folder_of(name)))[0].get("model_type") == FusionConfig.model_type
+    except OSError:
+        return False  # whoever loads it says what is wrong
 
 
 def load(
@@ -520,16 +602,25 @@ def _as_list(image: Any) -> list[Any]:
     return list(image) if isinstance(image, list | tuple) else [image]
 
 
+class Strip:
+    """Takes text piece by piece and gives it without white space at its two ends."""
+
+    def __init__(self) -> None:
+        self._held, self._begun = "", False
+
+    def add(self, piece: str) -> str:
+        """What can be shown now; white space waits for what follows it."""
+        text = self._held + piece if self._begun else piece.lstrip()
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        self._begun = self._begun or bool(shown)
+        return shown
+
+
 def _stripped(pieces: Iterable[str]) -> Iterator[str]:
     """The same text in pieces that are not empty, without white space at its two ends."""
-    held, begun = "", False
-    for piece in pieces:
-        text = held + piece if begun else piece.lstrip()
-        shown = text.rstrip()
-        held = text[len(shown) :]
-        if shown:
-            begun = True
-            yield shown
+    strip = Strip()
+    return filter(None, map(strip.add, pieces))
 
 
 def _token_texts(tokenizer: Any, tokens: list[int]) -> tuple[str, ...]:

@@ -148,6 +148,7 @@ _PARTS = (
             sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
             converter="efficientnet_lite_from_pth",
             options={"name": "efficientnet-lite2", "image_size": 288},
+            revision=2,
         ),
         default=True,
     ),
@@ -164,6 +165,7 @@ _PARTS = (
             sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             converter="efficientnet_lite_from_pth",
             options={"name": "efficientnet-lite0", "image_size": 256},
+            revision=2,
         ),
     ),
 )

@@ -1,7 +1,7 @@
 """Honest figures of a comparison: intervals that know that questions share pictures, paired tests, and their limits.
 
-Plain arrays in, small frozen results out; nothing here knows what a pipeline is. What always holds: a seed decides every
-random draw, so that the same rows give the same figures on every machine.
+Plain arrays in, small frozen results out; nothing here knows what a pipeline is. What always holds: a seed decides
+every random draw, so that the same rows give the same figures on every machine.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Difference:
         only_first: Questions that only the first got right; None where answers are not simply right or wrong.
         only_second: The other way round.
         p: Of no difference: McNemar's exact test where answers are right or wrong, else from the bootstrap.
-        adjusted_p: The same after Holm's correction over all pairs that were looked at; equal to ``p`` before it.
+        adjusted_p: The same after Holm's correction over all pairs of a task; equal to ``p`` before it.
         detectable: The smallest true difference that this many questions would have found in four of five runs.
     """
 

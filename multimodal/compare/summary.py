@@ -109,7 +109,7 @@ def figures_of(results: Results, task: str, pipeline: str) -> Figures:
     energy = results.energy.get((task, pipeline))
     return replace(
         found,
-        by={kind: _interval(some, metric) for kind, some in kinds_of(answered).items()},
+        by={kind: _mean(some, metric) for kind, some in kinds_of(answered).items()},
         scores={
             name: statistics.fmean(row.scores[name] for row in answered if name in row.scores)
             for name in dict.fromkeys(name for row in answered for name in row.scores)
@@ -139,16 +139,18 @@ def summarise(results: Results) -> list[Figures]:
 
 
 def pairs_of(results: Results) -> list[Pair]:
-    """Every two pipelines on every task, with Holm's correction over all of them."""
-    found = []
-    for task in results.tasks:
-        metric = results.metric[task]
-        for first, second in itertools.combinations(results.pipelines, 2):
-            both = list(paired(results.select(task=task, pipeline=first), results.select(task=task, pipeline=second)))
-            if both:
-                one, other = ([pair[side].scores[metric] for pair in both] for side in (0, 1))
-                difference = paired_difference(one, other, [row.cluster for row, _ in both])
-                found.append(Pair(task, first, second, difference))
+    """Every two pipelines on every task, with Holm's correction over all pairs of the task."""
+    return [pair for task in results.tasks for pair in _pairs_of(results, task)]
+
+
+def _pairs_of(results: Results, task: str) -> list[Pair]:
+    found, metric = [], results.metric[task]
+    for first, second in itertools.combinations(results.pipelines, 2):
+        both = list(paired(results.select(task=task, pipeline=first), results.select(task=task, pipeline=second)))
+        if both:
+            one, other = ([pair[side].scores[metric] for pair in both] for side in (0, 1))
+            difference = paired_difference(one, other, [row.cluster for row, _ in both])
+            found.append(Pair(task, first, second, difference))
     adjusted = holm([pair.difference.p for pair in found])
     return [
         replace(pair, difference=replace(pair.difference, adjusted_p=p))
@@ -171,7 +173,11 @@ def _answered(results: Results, task: str, pipeline: str, control: str = "") -> 
 
 
 def _interval(rows: Sequence[Row], metric: str) -> Interval | None:
-    return mean_interval([row.scores[metric] for row in rows], [row.cluster for row in rows]) if rows else None
+    return _mean(rows, metric) if rows else None
+
+
+def _mean(rows: Sequence[Row], metric: str) -> Interval:
+    return mean_interval([row.scores[metric] for row in rows], [row.cluster for row in rows])
 
 
 def _fresh(rows: Sequence[Row]) -> float | None:

@@ -8,6 +8,9 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from statistics import median
+
+LONG = 8  # words; answers longer than this (the median) are scored with ROUGE-L, too
 
 
 def normalise_answer(answer: str) -> str:
@@ -41,6 +44,11 @@ def rouge_l(prediction: str, answer: str) -> float:
     if not said and not expected:
         return 1.0
     return 2 * common_length(said, expected) / (len(said) + len(expected))
+
+
+def are_long(answers: Sequence[str]) -> bool:
+    """Tells whether right answers are sentences: few given ones will match exactly."""
+    return bool(answers) and median(len(words_of(answer)) for answer in answers) > LONG
 
 
 def common_length(one: Sequence[str], other: Sequence[str]) -> int:

@@ -189,6 +189,14 @@ class Engine:
             generation.wait()
         return generations
 
+    def forget(self) -> None:
+        """Keep nothing of pictures and conversations, while nothing is asked: for who measures a first question."""
+        self.pictures.clear()
+        with self._lock:
+            for slot in self.slots:
+                if slot.job is None:
+                    slot.tokens, slot.pictures = [], []
+
     @torch.inference_mode()
     def encode(self, picture: Picture) -> PictureStates:
         """What the blocks read of a picture, computed anew, with the adapter that is active in the model's modules.

@@ -70,3 +70,9 @@ class LeastRecentlyUsed(Generic[Kept]):
                 _, gone = self._kept.popitem(last=False)
                 self._bytes -= gone.nbytes
         return made
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0

@@ -43,10 +43,9 @@ class Step:
 
     Attributes:
         name: ``"picture"``, ``"ocr"``, ``"tags"``, ``"prompt"``, ``"llm"``, ``"model"``, ...
-        seconds: How long it took when it was done. A step that was kept from an earlier question about the same picture
-            says what it took then.
+        seconds: How long it took when it was done.
         output: What came of it, for people to read: the text that was found, the labels, the exact prompt.
-        cached: Whether it was kept from an earlier question.
+        cached: Whether it was kept from an earlier question about the same picture: it took no time now.
         details: More, as JSON has it: boxes of the text that was found, probabilities of labels.
     """
 
@@ -122,13 +121,20 @@ class Pipeline(Protocol):
     """A way of answering. It may be asked from several threads at once.
 
     Attributes:
-        name: Short; stands in tables and file names.
+        name: Stands in tables and file names.
         digest: Changes when its answers may change (weights, prompt, endpoint): kept answers of another digest are not
             used.
     """
 
-    name: str
-    digest: str
+    @property
+    def name(self) -> str:
+        """Short."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the answers."""
+        ...
 
     def answer(self, question: Question) -> Answer:
         """Answer a question.
@@ -137,4 +143,8 @@ class Pipeline(Protocol):
             PipelineError: If it cannot.
             ImageError: If a picture cannot be used.
         """
+        ...
+
+    def forget(self) -> None:
+        """Keep nothing of earlier questions, so that the next one takes what a first one does."""
         ...

@@ -6,19 +6,15 @@ alone.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from multimodal.data import DataError, Sample, exact_match
-from multimodal.data.scoring import rouge_l, wilson_interval, words_of
+from multimodal.data.scoring import are_long, rouge_l, wilson_interval
 from multimodal.images import ImageError, load_image
 from multimodal.model import MultiModalModel
 from multimodal.training.answering import Answered, PictureFeatures, answer_all
-
-LONG = 8  # words; a data set whose answers are longer than this (the median) is scored with ROUGE-L, too
 
 
 @dataclass(frozen=True)
@@ -38,29 +34,6 @@ class Prediction:
     correct: bool
     logprob: float
     confidence: float
-
-
-def shuffle_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
-    """Give every question the pictures of a random other one, never its own unless all have the same.
-
-    Questions without a picture stay as they are.
-    """
-    chance = random.Random(seed)
-    pool = [sample.images for sample in samples if sample.images]
-
-    def others(images: tuple[Path, ...]) -> tuple[Path, ...]:
-        while (drawn := chance.choice(pool)) == images:
-            pass
-        return drawn
-
-    if len(set(pool)) < 2:
-        return list(samples)
-    return [replace(sample, images=others(sample.images)) if sample.images else sample for sample in samples]
-
-
-def without_images(samples: Sequence[Sample]) -> list[Sample]:
-    """The questions alone."""
-    return [replace(sample, images=()) for sample in samples]
 
 
 def readable(samples: Sequence[Sample], skip_bad: list[DataError]) -> list[Sample]:
@@ -160,11 +133,6 @@ def mean_rouge(predictions: Sequence[Prediction]) -> float:
     return sum(rouge_l(prediction.text, prediction.sample.answer) for prediction in predictions) / len(predictions)
 
 
-def are_long(samples: Sequence[Sample]) -> bool:
-    """Whether the samples' answers are sentences: few generated ones will match exactly."""
-    return bool(samples) and median(len(words_of(sample.answer)) for sample in samples) > LONG
-
-
 def table_of(
     predictions: Sequence[Prediction],
     key: str = "answer_type",
@@ -183,7 +151,7 @@ def table_of(
     """
     accuracy(predictions)  # there are some
     samples = [prediction.sample for prediction in predictions]
-    long, beside = are_long(samples), beside or {}
+    long, beside = are_long([sample.answer for sample in samples]), beside or {}
     head = ["questions", "number", "exact match", "95 % interval", *(["ROUGE-L"] if long else [])]
     rows = []
     for name, places in groups(samples, key).items():

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from multimodal.data import DataError, Sample, read, report_bad
 from multimodal.data.compose import Language
+from multimodal.data.controls import shuffle_images, without_images
 from multimodal.data.held_out import split_held_out
 from multimodal.data.report_score import ReportScore
 from multimodal.model import DEFAULT_MODEL, MultiModalModel, folder_of
@@ -23,9 +24,7 @@ from multimodal.training.evaluation import (
     Prediction,
     predict,
     readable,
-    shuffle_images,
     table_of,
-    without_images,
 )
 
 

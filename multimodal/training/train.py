@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from multimodal.adapters import save_adapter
 from multimodal.data import DataError, Sample, read, report_bad, splits_of
 from multimodal.data.held_out import split_held_out
 from multimodal.data.refusals import plain_refusals, refusals
@@ -38,10 +39,11 @@ from multimodal.training.checkpoints import (
 from multimodal.training.collator import FusionCollator, Source, TrainingSet
 from multimodal.training.evaluation import readable
 from multimodal.training.features import CachedPictures, FeatureCache
-from multimodal.training.lora import add_to_decoder, make_part_of_decoder
+from multimodal.training.lora import DECODER_NAME, add_to_decoder, make_part_of_decoder
 from multimodal.training.pictures import LivePictures, Pictures
 from multimodal.training.prefix import PrefixCache, can_keep_prefixes
 from multimodal.training.processes import device, is_main, rows_of_a_process, say, wait_for_all
+from multimodal.training.text_side import as_text
 from multimodal.training.trainer import FusionTrainer
 from multimodal.training.validation import (
     BEST,
@@ -95,6 +97,8 @@ class TrainingSettings:
         ema: Decay of an exponential moving average of the weights, which is then what is scored and saved; 0 for none.
         lora_rank: Of LoRA on the decoder's layers from the first with a block on; 0 is none. With it, the decoder's
             numbers are no constants, and every step runs over whole rows (see ``prefix.py``).
+        pipeline: Train nothing but that LoRA, on what ``"text_only"`` or ``"blind"`` would send to the decoder (see
+            ``text_side.py``); what is saved is an adapter. Empty trains the fused model.
     """
 
     data: Mapping[str, float]
@@ -121,6 +125,7 @@ class TrainingSettings:
     validate_limit: int = 200
     ema: float = 0.0
     lora_rank: int = 0
+    pipeline: str = ""
 
 
 def kind_of(name: str) -> str:
@@ -195,6 +200,10 @@ def _read(settings: TrainingSettings, *, decoder_is_trained: bool) -> _Data:
         validation |= {name: readable(v, bad) if settings.skip_bad else v for name, v in found_there.items()}
     if bad:
         say(report_bad(bad))
+    if settings.pipeline:
+        for each in (samples, validation):
+            each.update({name: as_text(found, settings.pipeline, settings.cache) for name, found in each.items()})
+        kinds = {}
     if not any(samples.values()):
         raise ValueError(f"{', '.join(settings.data)}: no sample to train on")
     if settings.refusals:
@@ -256,7 +265,11 @@ def train(
         KeyboardInterrupt: If it was stopped; it says at which step.
     """
     dtype, decoder_is_trained = model.lm_head.weight.dtype, model.lm_head.weight.requires_grad
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if settings.pipeline:
+        if not settings.lora_rank:
+            raise ValueError("pipeline trains nothing but LoRA: give it a lora_rank")
+        model.requires_grad_(False)
+    elif not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("nothing is trained: choose parts with model.set_trainable(...)")
     rows_of_a_process(settings.batch_size)  # told before anything is computed
     model.to(device())  # features and prefixes are computed before Trainer moves it there
@@ -326,6 +339,11 @@ def train(
             step, steps = trainer.state.global_step, trainer.state.max_steps
             raise KeyboardInterrupt(f"stopped after step {step} of {steps}: the same command goes on from there")
     load_trained(model, _result_in(last, settings))
+    if settings.pipeline:
+        if is_main():
+            save_adapter(model, DECODER_NAME, settings.output, base=Path(model.name_or_path).name)
+        wait_for_all()
+        return model.eval()
     if settings.lora_rank:
         make_part_of_decoder(model)
     model.to(dtype).eval()

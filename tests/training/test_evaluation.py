@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from multimodal.data import DataError, Sample
+from multimodal.data.controls import shuffle_images, without_images
 from multimodal.images import ImageError
 from multimodal.model import ModelError, MultiModalModel, conversation
 from multimodal.training.answering import PictureFeatures, answer_all, answer_limit
@@ -19,9 +20,7 @@ from multimodal.training.evaluation import (
     accuracy_by,
     predict,
     readable,
-    shuffle_images,
     table_of,
-    without_images,
 )
 from tests.fusion.tiny import open_gates
 from tests.training.scripted import Scripted

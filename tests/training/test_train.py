@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from multimodal.data import DataError, Sample, read
+from multimodal.data.controls import shuffle_images
 from multimodal.data.held_out import is_held_out
 from multimodal.data.refusals import REFUSALS
 from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor, VisionEncoder
@@ -24,7 +25,7 @@ from multimodal.training import train as training
 from multimodal.training.averaging import MovingAverage
 from multimodal.training.checkpoints import last_checkpoint, remove_incomplete
 from multimodal.training.collator import FusionCollator, Source, TrainingSet
-from multimodal.training.evaluation import accuracy, predict, shuffle_images
+from multimodal.training.evaluation import accuracy, predict
 from multimodal.training.pictures import LivePictures
 from multimodal.training.train import TrainingSettings, train
 from multimodal.training.trainer import FusionTrainer, box_losses

@@ -1,0 +1,260 @@
+"""A model behind an OpenAI-compatible endpoint, through the ``openai`` client: text and pictures in, an answer out.
+
+Keys come from the environment, or from a ``.env`` file in the working directory, and appear in no message. What
+always holds: a picture leaves this machine only for the endpoint that was named; every failure is a ``PipelineError``
+that says whether asking again may help.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from multimodal.images import load_image
+from multimodal.pipelines.chats import Said
+from multimodal.pipelines.protocol import PipelineError, Usage
+
+TIMEOUT = 120.0  # seconds for one answer
+LONGEST_SIDE = 1536  # pixels that are sent: hosted models see no more, and charge for it
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+INSTALL = "pip install 'multimodal[compare]'"
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars for a million tokens, read and written."""
+
+    prompt: float
+    completion: float
+
+    def of(self, usage: Usage) -> float:
+        """What a call costs, in US dollars."""
+        return (self.prompt * usage.prompt_tokens + self.completion * usage.completion_tokens) / 1e6
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Where a well-known endpoint is, and what it calls a model of it; empty takes the only one that it has.
+
+    Attributes:
+        url: Its address.
+        model: A model of it, as the table of prices has it, too.
+        key: The environment variable that holds the key; empty where none is needed, and nobody is paid.
+    """
+
+    url: str
+    model: str
+    key: str = ""
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    "deepseek": Provider("https://api.deepseek.com", "deepseek-v4-flash", "DEEPSEEK_API_KEY"),
+    "kimi": Provider("https://api.moonshot.ai/v1", "kimi-k2.6", "MOONSHOT_API_KEY"),
+    "openai": Provider("https://api.openai.com/v1", "gpt-6-luna", "OPENAI_API_KEY"),
+    "vllm": Provider("http://127.0.0.1:8000/v1", ""),
+    "ollama": Provider("http://127.0.0.1:11434/v1", ""),
+}
+
+
+class Endpoint:
+    """A chat model at an address.
+
+    Args:
+        url: Such as ``https://host/v1``.
+        model: What the endpoint calls the model; empty takes the only one that it has.
+        key: The environment variable that holds the key.
+        price: What it charges; None where that is not known.
+        digest: Tells the model behind it from others; by default its address and name.
+        timeout: Seconds for one answer.
+
+    Attributes:
+        step: ``"llm"``.
+        remote: Whether what is asked leaves this machine.
+
+    Raises:
+        PipelineError: If the address is none.
+    """
+
+    step = "llm"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "",
+        key: str = "",
+        price: Price | None = None,
+        digest: str = "",
+        timeout: float = TIMEOUT,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise PipelineError(f"{url!r} is not the address of an endpoint: it begins with https:// or http://")
+        self.url, self._named, self.key, self.price, self.timeout = url.rstrip("/"), model, key, price, timeout
+        self.remote = parts.hostname not in LOOPBACK
+        self.digest = digest or f"{self.url} {model}"
+
+    @cached_property
+    def _client(self) -> Any:
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise PipelineError(f"endpoints are asked through openai, which is not installed: {INSTALL}") from None
+        if self.key and not (secret := _environment().get(self.key)):
+            raise PipelineError(f"{self.url} needs a key: set {self.key} in the environment or in a .env file")
+        # Whoever runs many questions decides about asking again (PipelineError.passing): one place counts and pays.
+        return OpenAI(base_url=self.url, api_key=secret if self.key else "none", timeout=self.timeout, max_retries=0)
+
+    @cached_property
+    def model(self) -> str:
+        """What the endpoint calls the model.
+
+        Raises:
+            PipelineError: If it has not exactly one and none was named.
+        """
+        if self._named:
+            return self._named
+        with _told(self):
+            found = [each.id for each in self._client.models.list()]
+        if len(found) != 1:
+            raise PipelineError(f"{self.url} has {', '.join(found) or 'no model'}: name the model that is meant")
+        return found[0]
+
+    def ask(self, messages: Sequence[Mapping[str, Any]], *, max_new_tokens: int) -> Said:
+        """Have the model answer a chat, greedily.
+
+        Raises:
+            PipelineError: If it does not answer, or not as such an endpoint does.
+            ImageError: If a picture cannot be used.
+        """
+        sent = _with_data_uris(messages)
+        model, started, first, pieces, usage, reason = self.model, time.perf_counter(), None, [], None, None
+        with _told(self):
+            stream = self._client.chat.completions.create(
+                model=model,
+                messages=sent,
+                max_tokens=max_new_tokens,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            with stream:
+                for chunk in stream:
+                    usage = chunk.usage or usage
+                    for choice in chunk.choices:
+                        if choice.delta.content:
+                            first = first or time.perf_counter()
+                            pieces.append(choice.delta.content)
+                        reason = choice.finish_reason or reason
+        ended = time.perf_counter()
+        if reason is None:
+            raise PipelineError(f"{self.url} broke off in the middle of an answer: ask again", passing=True)
+        images = sum(part["type"] == "image_url" for each in sent for part in each["content"] if isinstance(part, dict))
+        took = Usage(images=images)
+        if usage is not None:
+            took = Usage(usage.prompt_tokens, usage.completion_tokens, images)
+        return Said(
+            text="".join(pieces).strip(),
+            usage=took,
+            first_token=(first or ended) - started,
+            total=ended - started,
+            cost=None if self.price is None or usage is None else self.price.of(took),
+            finished=reason == "stop",
+        )
+
+    def forget(self) -> None:
+        """What an endpoint keeps is its own affair."""
+
+
+class _told:
+    """Turns what the client raises into a ``PipelineError`` that names the endpoint and the remedy."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """End, with another error than the client's."""
+        import httpx
+        import openai
+
+        url, timeout = self.endpoint.url, self.endpoint.timeout
+        if isinstance(error, openai.APITimeoutError | httpx.TimeoutException):
+            raise PipelineError(f"{url} took more than {timeout:.0f} seconds: try again later", passing=True) from None
+        if isinstance(error, openai.APIStatusError):
+            raise self._refusal(error) from None
+        if isinstance(error, openai.APIConnectionError | httpx.TransportError):
+            problem = str(error.__cause__ or error)
+            message = f"{url} does not answer ({problem}): check the address, and that the endpoint runs"
+            raise PipelineError(message, passing=True) from None
+        odd = (openai.OpenAIError, ValueError, AttributeError, TypeError, KeyError)
+        if isinstance(error, odd):  # no JSON, or another one
+            raise PipelineError(
+                f"{url} answers, but not as an OpenAI-compatible endpoint does ({_shortened(str(error))}): check the "
+                "address; most end in /v1"
+            ) from None
+
+    def _refusal(self, error: Any) -> PipelineError:
+        code, url = error.status_code, self.endpoint.url
+        problem = f"{url} refuses ({code}: {_shortened(str(error))})"
+        if code in (401, 403):
+            remedy = f"set {self.endpoint.key or 'the key of this endpoint'} to a key that it knows"
+            return PipelineError(f"{url} refuses ({code}): {remedy}")  # some repeat the key in their message
+        if code == 404:
+            return PipelineError(f"{problem}: check the address (most end in /v1) and the model's name")
+        if code in (408, 409, 425, 429) or code >= 500:
+            asked = error.response.headers.get("retry-after", "")
+            wait = float(asked) if asked.replace(".", "", 1).isdigit() else None
+            return PipelineError(f"{problem}: try again later", passing=True, retry_after=wait)
+        return PipelineError(f"{problem}: check what the message says")
+
+
+def _with_data_uris(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A chat as OpenAI's API takes it: pictures as text, and no list where there is none."""
+
+    def part(given: Mapping[str, Any]) -> dict[str, Any]:
+        if given["type"] != "image":
+            return dict(given)
+        return {"type": "image_url", "image_url": {"url": data_uri(load_image(given["image"]))}}
+
+    found = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            parts = [part(each) for each in content]
+            content = parts[0]["text"] if [each["type"] for each in parts] == ["text"] else parts
+        found.append({"role": message["role"], "content": content})
+    return found
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as text, made smaller where it is larger than hosted models look at."""
+    picture = picture.copy()
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    stream = BytesIO()
+    picture.save(stream, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _environment() -> dict[str, str]:
+    try:
+        from dotenv import dotenv_values
+    except ImportError:
+        return dict(os.environ)
+    return {**{key: value for key, value in dotenv_values(".env").items() if value}, **os.environ}
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,123 @@
+"""Serving a model on this machine, in the foreground or beside a program.
+
+What always holds: nothing but this machine can connect, since nobody is asked for a key; and at the end no generation
+goes on.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from multimodal.model import MultiModalModel
+from multimodal.service.app import create_app
+
+LOOPBACK = "127.0.0.1"
+PATIENCE = 5  # seconds that a caller has to read the end of its answer when the server shuts down
+BACKLOG = 128  # connections that wait to be accepted
+
+
+def serve(model: MultiModalModel, *, name: str, host: str = LOOPBACK, port: int = 8000) -> None:
+    """Serve a model until Ctrl-C; says its URL when it is ready.
+
+    Args:
+        model: What answers.
+        name: What callers call it.
+        host: An address of this machine that no other one reaches.
+        port: Of TCP; 0 takes one that is free.
+
+    Raises:
+        ValueError: As :func:`check_address` says.
+        OSError: If the port is taken.
+    """
+    check_address(host, port)
+    with _listener(host, port) as listener:
+        server = _Server(create_app(model, name=name))
+        model.engine.runner.prepare()  # with the loading, not with somebody's first question
+        print(f"{name} answers at {_url(listener)} (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+
+
+@contextmanager
+def serving(model: MultiModalModel, *, name: str) -> Iterator[str]:
+    """Serve a model in a thread, at a port that is free, for as long as the block lasts.
+
+    Args:
+        model: What answers.
+        name: What callers call it.
+
+    Yields:
+        The base URL, ``http://127.0.0.1:PORT/v1``; the endpoint is ready then.
+    """
+    with _listener(LOOPBACK, 0) as listener:
+        url = _url(listener)
+        server = _Server(create_app(model, name=name))
+        thread = threading.Thread(target=server.run, args=([listener],), name="service", daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise RuntimeError("the endpoint did not start: its log says why")
+                time.sleep(0.005)
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def check_address(host: str, port: int) -> None:
+    """Make sure that nobody is served whom nobody has asked for a key.
+
+    Raises:
+        ValueError: If other machines reach the host, or there is no such port.
+    """
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name: who knows where it leads
+        loopback = False
+    if not loopback:
+        raise ValueError(
+            f"other machines may reach the host {host!r}, and the service asks nobody for a key: use {LOOPBACK}, and "
+            "from elsewhere a tunnel (ssh -L) or a proxy that checks keys"
+        )
+    if not 0 <= port <= 65535:
+        raise ValueError(f"there is no port {port}: give one of 1 to 65535, or 0 for any that is free")
+
+
+class _Server(uvicorn.Server):
+    """Ends what is being answered before it waits for its callers to leave."""
+
+    def __init__(self, app: FastAPI) -> None:
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=PATIENCE, backlog=BACKLOG
+        )
+        super().__init__(config)
+        self._generations = app.state.generations
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for generation in list(self._generations):
+            generation.cancel()
+        await super().shutdown(sockets)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    host = LOOPBACK if host == "localhost" else host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"nothing can be served at port {port} of {host} ({reason}): give another port") from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
