@@ -14,6 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, numbers, quiet, share
+from multimodal.cli_compare import add_advise, add_compare
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 1 after an error that the user can mend."""
@@ -45,17 +48,17 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--adapter", type=Path, metavar="FOLDER", help=_ADAPTER_HELP)
     ask.add_argument(
         "--precision",
-        choices=["auto", "float32", "bfloat16", "int8", "int4"],
+        choices=PRECISIONS,
         default="auto",
-        help="what answers are computed in (default: int8 where its step is compiled, else the model's own)",
+        help=PRECISION_HELP,
     )
-    ask.add_argument("--max-new-tokens", type=_count, default=128, help="length limit of the answer (default: 128)")
+    ask.add_argument("--max-new-tokens", type=count, default=128, help="length limit of the answer (default: 128)")
     ask.add_argument(
         "--trace", type=Path, metavar="PNG", help="draw where the model looked, and its gates, into a file"
     )
     ask.add_argument(
         "--min-confidence",
-        type=_share,
+        type=share,
         default=0.0,
         metavar="SHARE",
         help="say so, behind the answer, when the chance that it is right is below this, 0 to 1 (default: 0, never)",
@@ -75,9 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--precision",
-        choices=["auto", "float32", "bfloat16", "int8", "int4"],
+        choices=PRECISIONS,
         default="auto",
-        help="what answers are computed in (default: int8 where its step is compiled, else the model's own)",
+        help=PRECISION_HELP,
     )
     serve.add_argument("--host", default="127.0.0.1", help="an address of this machine only (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
@@ -98,11 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--gate", choices=["tanh", "dynamic"], help="static gates, or gates by token (default: dynamic)")
     train.add_argument(
         "--cross-layers",
-        type=_numbers,
+        type=numbers,
         metavar="I,J,...",
         help="decoder layers before which a cross-attention block stands, from 0 (default: the preset's)",
     )
-    train.add_argument("--latents", type=_count, help="region tokens of a picture (default: the preset's)")
+    train.add_argument("--latents", type=count, help="region tokens of a picture (default: the preset's)")
     train.add_argument(
         "--vision-stages",
         type=int,
@@ -112,33 +115,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--cache", type=Path, help="folder for picture features (default: in the output folder)")
     train.add_argument("--epochs", type=float, help="passes over the data (default: 6)")
-    train.add_argument("--batch-size", type=_count, help="questions in a step (default: 32)")
+    train.add_argument("--batch-size", type=count, help="questions in a step (default: 32)")
     train.add_argument("--learning-rate", type=float, help="peak learning rate (default: 1e-3)")
     train.add_argument("--label-smoothing", type=float, help="of the answers' tokens, 0 to 1 (default: 0)")
     train.add_argument("--box-weight", type=float, help="of the loss that draws attention into boxes (default: 0)")
     train.add_argument(
         "--lora-rank",
-        type=_count,
+        type=count,
         metavar="R",
         help="also train LoRA of this rank on the decoder's attention and feed-forward, from its first layer with "
         "cross-attention on; several times slower, as no frozen prefix is kept (default: the decoder stays as it is)",
     )
     train.add_argument(
         "--validate-steps",
-        type=_count,
+        type=count,
         metavar="N",
         help="answer validation questions every N steps, and take the best weights at the end; of an own file, a tenth "
         "of the pictures is kept for that (default: never)",
     )
-    train.add_argument("--patience", type=_count, help="stop after so many of these without a gain (default: never)")
-    train.add_argument("--validate-limit", type=_count, help="how many questions each time (default: 200)")
+    train.add_argument("--patience", type=count, help="stop after so many of these without a gain (default: never)")
+    train.add_argument("--validate-limit", type=count, help="how many questions each time (default: 200)")
     train.add_argument(
         "--ema",
-        type=_share,
+        type=share,
         metavar="DECAY",
         help="save an exponential moving average of the weights, such as 0.999 (default: the last step's)",
     )
-    train.add_argument("--save-steps", type=_count, help="steps between checkpoints (default: 200)")
+    train.add_argument("--save-steps", type=count, help="steps between checkpoints (default: 200)")
     train.add_argument("--max-steps", type=int, help="stop after so many steps (default: never)")
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")
     train.add_argument("--skip-bad", action="store_true", default=None, help="leave out broken rows, and list them")
@@ -158,9 +161,9 @@ def _parser() -> argparse.ArgumentParser:
         default="medical",
         help="how pictures are varied: medical keeps left and right, shop crops more and mirrors (default: medical)",
     )
-    adapt.add_argument("--limit", type=_count, help="draw so many examples, evenly over their answers")
+    adapt.add_argument("--limit", type=count, help="draw so many examples, evenly over their answers")
     adapt.add_argument(
-        "--held-out", type=_share, default=0.2, metavar="SHARE", help="part to measure with, 0 for none (default: 0.2)"
+        "--held-out", type=share, default=0.2, metavar="SHARE", help="part to measure with, 0 for none (default: 0.2)"
     )
     adapt.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     adapt.add_argument("--skip-bad", action="store_true", help="leave out broken rows, and list them")
@@ -243,8 +246,11 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument(
         "--output", type=Path, required=True, metavar="JSONL", help="for the answers; what it has is not asked again"
     )
-    label.add_argument("--max-new-tokens", type=_count, default=64, help="length limit of an answer (default: 64)")
+    label.add_argument("--max-new-tokens", type=count, default=64, help="length limit of an answer (default: 64)")
     label.set_defaults(run=_label)
+
+    add_compare(command)
+    add_advise(command)
 
     describe = command("describe", "what is in data sets, and which pictures stand in two splits")
     describe.add_argument(
@@ -267,30 +273,12 @@ def _add_answering(command: argparse.ArgumentParser, *, split: str) -> None:
     """Options of every command that answers a whole data set."""
     command.add_argument("--split", default=split, help=f"which split (default: {split})")
     command.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
-    command.add_argument("--limit", type=_count, help="only the first so many questions")
-    command.add_argument("--batch-size", type=_count, default=32, help="questions at a time (default: 32)")
+    command.add_argument("--limit", type=count, help="only the first so many questions")
+    command.add_argument("--batch-size", type=count, default=32, help="questions at a time (default: 32)")
     command.add_argument(
-        "--max-new-tokens", type=_count, help="length limit of an answer (default: what the data set's longest needs)"
+        "--max-new-tokens", type=count, help="length limit of an answer (default: what the data set's longest needs)"
     )
     command.add_argument("--skip-bad", action="store_true", help="leave out broken rows and pictures, and list them")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 to 1")
-    return number
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 _DATA_HELP = (
@@ -304,7 +292,7 @@ def _ask(options: argparse.Namespace) -> int:
     from multimodal.images import load_image
 
     image = load_image(options.image)  # a bad picture is told before the model is loaded
-    _quiet()
+    quiet()
     from multimodal.model import MultiModalModel
 
     model = MultiModalModel.from_pretrained(options.model, adapter=options.adapter, precision=options.precision)
@@ -337,7 +325,7 @@ def _ask(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    _quiet()
+    quiet()
     try:
         from multimodal.service import check_address, serve
     except ImportError as error:  # it says what to install
@@ -389,7 +377,7 @@ _TRAINING_OPTIONS = (
 
 
 def _train(options: argparse.Namespace) -> int:
-    _quiet()
+    quiet()
     from dataclasses import replace
 
     import torch
@@ -451,7 +439,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    _quiet()
+    quiet()
     from multimodal.data import normalise_answer, read
     from multimodal.model import MultiModalModel
     from multimodal.training.adapt import AdaptSettings, adapt
@@ -477,14 +465,14 @@ def _adapt(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    _quiet()
+    quiet()
     from multimodal.training.measuring import EvaluationSettings, evaluate
 
     return _show(evaluate(_settings(EvaluationSettings, options)))
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    _quiet()
+    quiet()
     from multimodal.training.measuring import CalibrationSettings, calibrate
 
     return _show(calibrate(_settings(CalibrationSettings, options)))
@@ -518,7 +506,7 @@ def _label(options: argparse.Namespace) -> int:
     from multimodal.training.teacher import label, pictures_in, teacher_of
 
     pictures = pictures_in(options.pictures)  # told before a teacher is loaded
-    _quiet()
+    quiet()
     teacher = teacher_of(options.teacher, model=options.teacher_model, max_new_tokens=options.max_new_tokens)
     try:
         done = label(pictures, options.question, teacher, options.output, instruction=options.instruction)
@@ -576,13 +564,6 @@ def _pull(options: argparse.Namespace) -> int:
     except (BuildError, OSError) as error:  # answers come without it, more slowly
         say(f"the engine runs without its compiled step: {str(error).splitlines()[0]}")
     return 0
-
-
-def _quiet() -> None:
-    """No progress bars of the loading of weights, which takes a second."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def _print_table(head: list[str], rows: list[list[str]]) -> None:

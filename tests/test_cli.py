@@ -27,7 +27,10 @@ from multimodal.training.vision_side import VisionSettings
 from tests.training.tiny import draw, save_checkpoint, tiny_model, write_task
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("ask", "train", "adapt", "evaluate", "calibrate", "label", "describe", "models", "pull")
+COMMANDS = (
+    *("ask", "train", "adapt", "evaluate", "calibrate", "label", "compare", "advise", "describe", "serve", "models"),
+    "pull",
+)
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,30 @@ def render(
     return "\n".join([*(each.to_markdown() for each in advice), f"## Assumed\n\n{check}\n\n{listed}\n"])
 
 
+def deployments_of(
+    results: Results, *, hardware: str = "cpu_server", apis: Mapping[str, str] | None = None
+) -> dict[str, Deployment]:
+    """Where a run's pipelines would run: as they ran in it, or at an API.
+
+    Args:
+        results: The run.
+        hardware: Kind of machine, of the assumptions, of what runs here.
+        apis: Pipelines that would ask an API, and its name in the table of prices.
+
+    Raises:
+        ValueError: If the run has no such pipeline.
+    """
+    apis = apis or {}
+    if unknown := sorted(set(apis) - set(results.pipelines)):
+        raise ValueError(f"the run has no pipeline {', '.join(unknown)}: it has {', '.join(results.pipelines)}")
+    return {
+        name: Deployment(
+            remote=name in apis or results.remote.get(name, False), price=apis.get(name), hardware=hardware
+        )
+        for name in results.pipelines
+    }
+
+
 def _sources(assumptions: Assumptions) -> list[str]:
     """One line of Markdown for each assumption: name, value, unit, source, date."""
     return [

@@ -63,6 +63,7 @@ class Results:
         settings: The run's settings, by name.
         peak_memory: Bytes that the process took at most while each pipeline ran alone, by pipeline; may lack some.
         throughput: For each ``(task, pipeline)``, answers per second at the run's concurrency.
+        remote: Whether what a pipeline is asked leaves this machine, by pipeline.
         energy: Watt-hours for each ``(task, pipeline)``, where they could be measured.
     """
 
@@ -74,6 +75,7 @@ class Results:
     settings: Mapping[str, object] = field(default_factory=dict)
     peak_memory: Mapping[str, int] = field(default_factory=dict)
     throughput: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    remote: Mapping[str, bool] = field(default_factory=dict)
     energy: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     @property

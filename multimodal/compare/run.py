@@ -331,11 +331,13 @@ def _note(
     chosen = {key: str(value) if isinstance(value, dict) else value for key, value in chosen.items()}
     before = store.noted()
     names = [pipeline.name for pipeline in pipelines]
+    remote = {pipeline.name: bool(getattr(pipeline, "remote", False)) for pipeline in pipelines}
     if before is not None:
         differing = [key for key in SAME if before["settings"].get(key) != chosen.get(key)]
         if differing:
             changes = "; ".join(f"{key} was {before['settings'].get(key)}, is {chosen.get(key)}" for key in differing)
             raise ValueError(f"{store.folder} holds another comparison ({changes}): give another folder")
+        remote = {**before["remote"], **remote}
         names = [*before["pipelines"], *(name for name in names if name not in before["pipelines"])]
     store.note(
         {
@@ -344,6 +346,7 @@ def _note(
             "machine": _machine(),
             "controls": controls,
             "pipelines": names,
+            "remote": remote,
             "tasks": [
                 {
                     "name": task.name,

@@ -22,12 +22,14 @@ GRAMMAR = frozenset(
     for line in (
         "also been both from have into more most other some such than that their them then there these they",
         "this very well were what when which while will with would your",
+        "的 了 是 在 和 有 与 及 或 也 都 这 那 它 被 把 为 于 个",
     )
     for word in line.split()
 )
+CHINESE = "\u3400"  # the first of its characters, each of which is a word
 REFUSAL = re.compile(
-    r"\b(i (can ?not|can't|am unable|am not able|do not know|don't know)|unable to (tell|see|determine|answer)|"
-    r"as an ai|i'?m sorry)\b|无法|不能(判断|确定|回答)",
+    r"\b(i (can ?not|can['’]t|am unable|am not able|do not know|don['’]t know)|unable to (tell|see|determine|answer)|"
+    r"as an ai|i['’]?m sorry)\b|无法|不能(判断|确定|回答)",
     re.IGNORECASE,
 )
 JUDGE = """Question: {question}
@@ -44,7 +46,11 @@ def scores_of(text: str, target: str, *, metric: str) -> dict[str, float]:
         target: The right answer.
         metric: Which score decides; those of descriptions are only computed for descriptions.
     """
-    scores = {"exact": float(exact_match(text, target)), "f1": token_f1(text, target)}
+    scores = {
+        "exact": float(exact_match(text, target)),
+        "contains": float(contains(text, target)),
+        "f1": token_f1(text, target),
+    }
     if metric == "rouge_l":
         scores |= {
             "rouge_l": rouge_l(text, target),
@@ -52,6 +58,12 @@ def scores_of(text: str, target: str, *, metric: str) -> dict[str, float]:
             "attribute_recall": attribute_recall(text, target),
         }
     return {**scores, "refused": float(has_refused(text))}
+
+
+def contains(text: str, target: str) -> bool:
+    """Whether the right answer's words stand in the answer, one after another: what a model that talks may claim."""
+    said, expected = words_of(text), words_of(target)
+    return any(said[place : place + len(expected)] == expected for place in range(len(said) - len(expected) + 1))
 
 
 def token_f1(text: str, target: str) -> float:
@@ -64,9 +76,11 @@ def token_f1(text: str, target: str) -> float:
 def attribute_recall(text: str, target: str) -> float:
     """Share of what the right description says of the thing that the answer says, too, 0 to 1.
 
-    Attributes are its words that say something: four letters or more, and none of grammar's.
+    Attributes are its words that say something: four letters or more, or a Chinese character, and none of grammar's.
     """
-    expected = {word for word in words_of(target) if len(word) >= SHORTEST_WORD and word not in GRAMMAR}
+    expected = {
+        word for word in words_of(target) if word not in GRAMMAR and (len(word) >= SHORTEST_WORD or word >= CHINESE)
+    }
     return len(expected & set(words_of(text))) / len(expected) if expected else 1.0
 
 

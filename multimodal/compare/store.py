@@ -29,6 +29,7 @@ from multimodal.pipelines.protocol import Answer
 
 PRINTED = "printed"  # subset: the right answer, or a word of it, was found in print
 SHORTEST_WORD = 3  # letters of a word that counts as found
+NOTED = ("command", "settings", "machine", "controls", "pipelines", "remote", "tasks")  # what run.json says
 NOT_ONE = "is not the folder of a comparison"
 
 
@@ -127,11 +128,14 @@ class Store:
             ValueError: If the file cannot be read.
         """
         try:
-            return dict(json.loads((self.folder / "run.json").read_text(encoding="utf-8")))
+            said = dict(json.loads((self.folder / "run.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"{self.folder} {NOT_ONE} (run.json: {error}): give another folder") from None
+        if lacking := [name for name in NOTED if name not in said]:
+            raise ValueError(f"{self.folder} {NOT_ONE} (run.json lacks {', '.join(lacking)}): give another folder")
+        return said
 
 
 def read_results(folder: str | Path) -> Results:
@@ -180,6 +184,7 @@ def read_results(folder: str | Path) -> Results:
         settings=noted["settings"],
         peak_memory=memory,
         throughput={place: answers[place] / seconds[place] for place in seconds if seconds[place] > 0},
+        remote=noted["remote"],
         energy=energy,
     )
 

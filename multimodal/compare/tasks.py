@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 from multimodal.data import DataError, Sample, read, splits_of
@@ -67,13 +68,13 @@ def make_task(
         there = ", ".join(splits_of(data)) or "none"
         place = Path(data.partition(":")[2] or data)
         raise DataError(f"no question is in its {split} split", file=place, remedy=f"Its splits are: {there}")
+    called = Path(name).stem if WHOLE in splits_of(data) else short
     if limit is not None and limit < len(samples):
-        drawn = random.Random(f"{seed}/{short}").sample(range(len(samples)), limit)
+        drawn = random.Random(f"{seed}/{called}").sample(range(len(samples)), limit)
         samples = [samples[place] for place in sorted(drawn)]
-    own = WHOLE in splits_of(data)
     longest = max(len(sample.answer.encode()) for sample in samples)
     return Task(
-        name=Path(name).stem if own else short,
+        name=called,
         samples=tuple(_named(samples)),
         metric="rouge_l" if are_long([sample.answer for sample in samples]) else "exact",
         max_new_tokens=max(SHORTEST, longest // BYTES_PER_TOKEN + SPARE),
@@ -82,12 +83,13 @@ def make_task(
 
 def _named(samples: Sequence[Sample]) -> list[Sample]:
     """Each with a name that no other has, and its pictures wherever this process is."""
-    seen: dict[str, int] = {}
+    seen: set[str] = set()
     named = []
     for place, sample in enumerate(samples, start=1):
-        name = sample.id or f"line {place}"
-        seen[name] = seen.get(name, 0) + 1
-        name = name if seen[name] == 1 else f"{name} ({seen[name]})"
+        given = sample.id or f"line {place}"
+        numbered = (f"{given} ({number})" for number in count(2))
+        name = next(name for name in chain([given], numbered) if name not in seen)
+        seen.add(name)
         # The report may be written from another folder.
         named.append(replace(sample, id=name, images=tuple(path.absolute() for path in sample.images)))
     return named

@@ -52,9 +52,10 @@ class ComposedPipeline:
         steps: tuple[Step, ...] = ()
         if self.prompt is not None:
             text, steps = self.prompt.of(question.text, question.images)
-            steps = tuple(replace(step, cached=self._has_met(step)) for step in steps)
+            steps = tuple(replace(step, cached=_reading(step) in self._met) for step in steps)
         before = sum(step.seconds for step in steps if not step.cached)
         said = self.chat.ask(self._messages(question, text), max_new_tokens=question.max_new_tokens)
+        self._met.update(map(_reading, steps))  # not before: where the model fails, asking again is still the first time
         return Answer(
             said.text,
             (*steps, Step(self.chat.step, said.total, text)),
@@ -71,13 +72,6 @@ class ComposedPipeline:
         self._met.clear()
         self.chat.forget()
 
-    def _has_met(self, step: Step) -> bool:
-        """Whether this pipeline has paid for a reading before; from now on it has."""
-        key = step.name, step.details["picture"]
-        met = key in self._met
-        self._met.add(key)
-        return met
-
     def _messages(self, question: Question, text: str) -> list[dict[str, Any]]:
         """What was said before, then the text with its pictures in front."""
         messages: list[dict[str, Any]] = []
@@ -91,3 +85,8 @@ class ComposedPipeline:
     def _content(self, text: str, images: tuple[Any, ...]) -> list[dict[str, Any]]:
         shown = [{"type": "image", "image": image} for image in images] if self.sees else []
         return [*shown, {"type": "text", "text": text}]
+
+
+def _reading(step: Step) -> tuple[str, str]:
+    """What was read, of which picture."""
+    return step.name, step.details["picture"]

@@ -109,10 +109,20 @@ class Endpoint:
             from openai import OpenAI
         except ImportError:
             raise PipelineError(f"endpoints are asked through openai, which is not installed: {INSTALL}") from None
-        if self.key and not (secret := _environment().get(self.key)):
+        if self.key and not self._secret:
             raise PipelineError(f"{self.url} needs a key: set {self.key} in the environment or in a .env file")
         # Whoever runs many questions decides about asking again (PipelineError.passing): one place counts and pays.
-        return OpenAI(base_url=self.url, api_key=secret if self.key else "none", timeout=self.timeout, max_retries=0)
+        return OpenAI(base_url=self.url, api_key=self._secret or "none", timeout=self.timeout, max_retries=0)
+
+    @cached_property
+    def _secret(self) -> str:
+        return _environment().get(self.key, "").strip() if self.key else ""
+
+    def without_key(self, text: str) -> str:
+        """A message in a line, short, and without the key: some endpoints repeat what they were sent."""
+        if self._secret:
+            text = text.replace(self._secret, "(the key)")
+        return _shortened(text)
 
     @cached_property
     def model(self) -> str:
@@ -148,13 +158,17 @@ class Endpoint:
                 stream_options={"include_usage": True},
             )
             with stream:
+                kind, heard = stream.response.headers.get("content-type", "nothing"), False
                 for chunk in stream:
+                    heard = True
                     usage = chunk.usage or usage
                     for choice in chunk.choices:
                         if choice.delta.content:
                             first = first or time.perf_counter()
                             pieces.append(choice.delta.content)
                         reason = choice.finish_reason or reason
+            if not heard and "event-stream" not in kind:
+                raise ValueError(f"it sends {kind}")
         ended = time.perf_counter()
         if reason is None:
             raise PipelineError(f"{self.url} broke off in the middle of an answer: ask again", passing=True)
@@ -195,19 +209,19 @@ class _told:
         if isinstance(error, openai.APIStatusError):
             raise self._refusal(error) from None
         if isinstance(error, openai.APIConnectionError | httpx.TransportError):
-            problem = str(error.__cause__ or error)
+            problem = self.endpoint.without_key(str(error.__cause__ or error))
             message = f"{url} does not answer ({problem}): check the address, and that the endpoint runs"
             raise PipelineError(message, passing=True) from None
         odd = (openai.OpenAIError, ValueError, AttributeError, TypeError, KeyError)
         if isinstance(error, odd):  # no JSON, or another one
             raise PipelineError(
-                f"{url} answers, but not as an OpenAI-compatible endpoint does ({_shortened(str(error))}): check the "
+                f"{url} answers, but not as an OpenAI-compatible endpoint does ({self.endpoint.without_key(str(error))}): check the "
                 "address; most end in /v1"
             ) from None
 
     def _refusal(self, error: Any) -> PipelineError:
         code, url = error.status_code, self.endpoint.url
-        problem = f"{url} refuses ({code}: {_shortened(str(error))})"
+        problem = f"{url} refuses ({code}: {self.endpoint.without_key(str(error))})"
         if code in (401, 403):
             remedy = f"set {self.endpoint.key or 'the key of this endpoint'} to a key that it knows"
             return PipelineError(f"{url} refuses ({code}): {remedy}")  # some repeat the key in their message

@@ -237,7 +237,8 @@ class KeptReader:
         """
         encoded = read_encoded(image)
         picture = load_image(image) if encoded is None else None
-        data = picture.tobytes() if picture is not None else encoded.data  # type: ignore[union-attr]
+        # The same bytes are another picture in another shape.
+        data = f"{picture.size} ".encode() + picture.tobytes() if picture is not None else encoded.data  # type: ignore[union-attr]
         key = hashlib.sha256(data).hexdigest()[:32]
         with self._lock:  # one at a time: a second question about a picture waits for what the first one reads
             cached = key in self._kept

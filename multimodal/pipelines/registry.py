@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
 
 from multimodal.adapters import AdapterError
 from multimodal.model import DEFAULT_MODEL, MultiModalModel, is_fused
@@ -208,13 +208,15 @@ def _own(name: str) -> Pipeline:
         raise PipelineError(f"there is no pipeline {name!r}: use {known}, or your own as my_file.py:MyClass")
     try:
         found = getattr(_module(place), attribute)()
-    except (ImportError, OSError, SyntaxError, AttributeError, TypeError) as error:
+    except PipelineError:
+        raise
+    except Exception as error:
         raise PipelineError(
             f"the pipeline {name!r} cannot be made ({type(error).__name__}: {error}): it is a class without arguments, "
             "as my_file.py:MyClass or my.module:MyClass"
         ) from error
     if not isinstance(found, Pipeline):
-        lacking = [each for each in ("name", "digest", "answer") if not hasattr(found, each)]
+        lacking = [each for each in ("name", "digest", "answer", "forget") if not hasattr(found, each)]
         raise PipelineError(f"the pipeline {name!r} has no {', '.join(lacking)}: see multimodal.pipelines.Pipeline")
     return found
 
@@ -222,8 +224,10 @@ def _own(name: str) -> Pipeline:
 def _module(place: str) -> ModuleType:
     if not place.endswith(".py"):
         return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    path = Path(place).resolve()
+    name = f"{path.stem} of {path.parent}"  # no import has such a name
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # its name ends as a module's does
-    module: Any = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
     spec.loader.exec_module(module)
     return module

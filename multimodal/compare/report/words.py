@@ -10,6 +10,7 @@ NOTHING = "\u2013"  # a dash: was not measured
 MINUS = "\u2212"
 _NAMES = {
     "exact": "Exact match",
+    "contains": "Holds the right answer",
     "f1": "F1",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
@@ -19,6 +20,7 @@ _NAMES = {
 }
 _SHARES = (
     "exact",
+    "contains",
     "refused",
     "judged",
 )  # said in percent; the others are similarities, which are not a share of anything
