@@ -20,7 +20,9 @@ from multimodal.cli_compare import add_advise, add_compare
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 1 after an error that the user can mend."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(words)
+    options.command = shlex.join(["multimodal", *words])
     try:
         return options.run(options)
     except KeyboardInterrupt as interruption:

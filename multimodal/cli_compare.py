@@ -6,8 +6,6 @@ Heavy imports wait until a command needs them.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,8 @@ def add_compare(command: Any) -> None:
         "--tasks",
         type=names,
         metavar="TASK,...",
-        help="slake, slake-zh, vqa-rad, grocery, grocery-descriptions, clothing (in folders of a --root), NAME:FOLDER, "
-        "or a .jsonl or .csv file of your own",
+        help="slake, slake-zh, vqa-rad, grocery, grocery-descriptions, grocery-brands, clothing (in folders of a "
+        "--root), NAME:FOLDER, or a .jsonl or .csv file of your own",
     )
     compare.add_argument(
         "--pipelines",
@@ -136,9 +134,8 @@ def _compare(options: argparse.Namespace) -> int:
         prices=prices,
     )
     settings = CompareSettings(
-        **_chosen(options, CompareSettings, leave=("made_of", "command")),
+        **_chosen(options, CompareSettings, leave=("made_of",)),
         made_of=made_of,
-        command=shlex.join(["multimodal", *sys.argv[1:]]),
     )
     results = compare(settings)
     for path in write_report(results, settings.output):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -30,11 +31,15 @@ from multimodal.compare.tasks import Task, make_task
 from multimodal.data import DataError, Sample, report_bad
 from multimodal.data.controls import shuffle_images
 from multimodal.images import ImageError
+from multimodal.journal import JournalError
 from multimodal.pipelines import Answer, Parts, Pipeline, PipelineError, PipelineSettings, Question, make_pipelines
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a busy endpoint is asked again
 SAME = ("tasks", "split", "limit", "seed", "shuffled")  # what a run keeps when it goes on
 DEFAULT_PIPELINES = ("native", "text_only", "blind")
+
+
+T = TypeVar("T")
 
 
 class BudgetError(RuntimeError):
@@ -98,7 +103,7 @@ def compare(settings: CompareSettings, *, progress: bool = True) -> Results:
         PipelineError: If a pipeline cannot be made.
         BudgetError: If the spending cap is reached.
         ValueError: If the folder holds another comparison, or another process uses it.
-        OSError: If the disk is full.
+        JournalError: If the disk is full.
     """
     bad: list[DataError] | None = [] if settings.skip_bad else None
     tasks = [
@@ -109,10 +114,15 @@ def compare(settings: CompareSettings, *, progress: bool = True) -> Results:
     ]
     if bad:
         print(report_bad(bad))
+    called = [task.name for task in tasks]
+    if twice := sorted({name for name in called if called.count(name) > 1}):
+        raise ValueError(f"two tasks are called {', '.join(twice)}: give one of the files another name")
     store = Store(settings.output.expanduser())
     made_of = settings.made_of
     if made_of.readings is None:
         made_of = replace(made_of, readings=store.folder / "readings")
+    import inspect_ai  # noqa: F401  # takes seconds, which no question waits for
+
     with store.alone(), Parts(made_of) as parts:
         pipelines = make_pipelines(settings.pipelines, parts)
         judge = Judge(parts.endpoint(settings.judge, settings.judge_model)) if settings.judge else None
@@ -137,6 +147,8 @@ class _Run:
         self.records = store.records()
         self.spent = sum(each.answer.cost or 0.0 for each in self.records.values() if each.answer is not None)
         self.fatal: BaseException | None = None
+        self.over = threading.Event()  # nothing more is asked
+        self.judging = 0.0  # seconds that the judge has taken
         self._lock = threading.Lock()
 
     def group(self, task: Task, pipeline: Pipeline, control: str) -> None:
@@ -147,9 +159,11 @@ class _Run:
         keys = [Key(task.name, pipeline.name, control, sample.id) for sample in samples]
         digests = [_digest(pipeline, sample, task) for sample in samples]
         left = {key for key, digest in zip(keys, digests, strict=True) if not self._is_done(key, digest)}
+        new = {key for key, digest in zip(keys, digests, strict=True) if key in left and not self._kept(key, digest)}
         if not left:
             return
-        pipeline.forget()
+        getattr(pipeline, "prepare", lambda: None)()  # loading is nobody's answer
+        getattr(pipeline, "forget", lambda: None)()
         name = f"{task.name} {pipeline.name}{f' ({control})' if control else ''}"
         bar = tqdm(total=len(samples), initial=len(samples) - len(left), desc=name, disable=not self.progress)
         by_id = {sample.id: (sample, key, digest) for sample, key, digest in zip(samples, keys, digests, strict=True)}
@@ -166,13 +180,16 @@ class _Run:
             finally:
                 bar.update()
 
-        started = time.perf_counter()
+        started, judged = time.perf_counter(), self.judging
         with bar, measured_energy() as energy:
             _evaluate(task, samples, name, answer, self)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - (self.judging - judged) / self.settings.concurrency
         if self.fatal is not None:
             raise self.fatal
-        fresh = [self.records[key].answer for key in keys if key in left]
+        failed = [self.records[key].error for key in left if self.records[key].answer and self.records[key].error]
+        if failed:
+            print(f"{name}: {failed[0]} ({len(failed)} answers): --retry-errors has them judged again")
+        fresh = [self.records[key].answer for key in keys if key in new]
         # A picture that another pipeline had read before was not read again: what it took then counts.
         kept = sum(step.seconds for each in fresh if each is not None for step in each.steps
                    if not step.cached and step.details.get("kept"))  # fmt: skip
@@ -186,37 +203,57 @@ class _Run:
         record = self.records.get(key)
         if record is None or record.digest != digest:
             return False
-        return record.answer is not None or not self.settings.retry_errors
+        if record.error:
+            return not self.settings.retry_errors
+        return self.judge is None or record.judged is not None
+
+    def _kept(self, key: Key, digest: str) -> Answer | None:
+        """An answer that only the judge has not seen yet."""
+        record = self.records.get(key)
+        return None if record is None or record.digest != digest else record.answer
 
     def _ask(self, task: Task, pipeline: Pipeline, sample: Sample, key: Key, digest: str) -> Answer:
         if self.fatal is not None:
             raise self.fatal
         try:
             self._check_budget()
-            question = Question(sample.question, tuple(sample.images), max_new_tokens=task.max_new_tokens)
-            try:
-                answer = self._patiently(lambda: pipeline.answer(question))
-                judged = None
-                if self.judge is not None:
-                    judged = self.judge.score(sample.question, answer.text, sample.answer)
-            except _FATAL:
-                raise
-            except Exception as error:
-                text = " ".join(str(error).split()) or type(error).__name__
-                own = isinstance(error, PipelineError | ImageError)
-                self._keep(key, Record(digest, error=text if own else f"{type(error).__name__}: {text}"))
-                raise
-            self._keep(key, Record(digest, answer, judged=judged))
+            answer = self._kept(key, digest)
+            if answer is None:
+                question = Question(sample.question, tuple(sample.images), max_new_tokens=task.max_new_tokens)
+                try:
+                    answer = self._patiently(lambda: pipeline.answer(question))
+                except _FATAL:
+                    raise
+                except Exception as error:
+                    self._keep(key, Record(digest, error=_said(error)))
+                    raise
+                with self._lock:
+                    self.spent += answer.cost or 0.0
+            self._keep(key, self._judge(sample, Record(digest, answer)))
             return answer
         except _FATAL as error:
             self.fatal = error
             raise
 
+    def _judge(self, sample: Sample, record: Record) -> Record:
+        """What the judge says of an answer; where it fails, the answer is kept."""
+        judge, answer = self.judge, record.answer
+        if judge is None or answer is None:
+            return record
+        started = time.perf_counter()
+        try:
+            said = self._patiently(lambda: judge.score(sample.question, answer.text, sample.answer))
+            return replace(record, judged=said)
+        except PipelineError as error:
+            return replace(record, error=_said(error))
+        finally:
+            with self._lock:
+                self.judging += time.perf_counter() - started
+
     def _keep(self, key: Key, record: Record) -> None:
         self.store.add(key, record)
         with self._lock:
             self.records[key] = record
-            self.spent += (record.answer.cost or 0.0) if record.answer is not None else 0.0
 
     def _check_budget(self) -> None:
         most = self.settings.max_cost
@@ -226,7 +263,7 @@ class _Run:
                 "the same command goes on"
             )
 
-    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
+    def _patiently(self, ask: Callable[[], T]) -> T:
         """Ask a busy endpoint again after a while, as long as it asks for, or twice as long each time."""
         wait = FIRST_WAIT
         for attempt in range(1, self.settings.tries + 1):
@@ -235,12 +272,19 @@ class _Run:
             except PipelineError as error:
                 if not error.passing or attempt == self.settings.tries:
                     raise
-                time.sleep(min(max(wait, error.retry_after or 0.0), LONGEST_WAIT))
+                if self.over.wait(min(max(wait, error.retry_after or 0.0), LONGEST_WAIT)) and self.fatal is not None:
+                    raise self.fatal from None
                 wait *= 2
         raise AssertionError("the last try has raised")
 
 
-_FATAL = (BudgetError, OSError, KeyboardInterrupt)
+_FATAL = (BudgetError, JournalError, KeyboardInterrupt)
+
+
+def _said(error: Exception) -> str:
+    """In one line, with its kind where the message is not one of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, PipelineError | ImageError) else f"{type(error).__name__}: {text}"
 
 
 def _evaluate(task: Task, samples: Sequence[Sample], name: str, answer: Callable[[str], Answer], run: _Run) -> None:
@@ -306,8 +350,19 @@ def _evaluate(task: Task, samples: Sequence[Sample], name: str, answer: Callable
             done.result()
         except KeyboardInterrupt:
             run.fatal = KeyboardInterrupt("interrupted: the same command goes on where it stopped")
+            run.over.set()
             done.exception()  # what runs ends first
             raise run.fatal from None
+        except BaseException as error:  # inspect-ai's own: its log cannot be written, or what was raised in it
+            if run.fatal is not None:
+                raise run.fatal from None
+            if isinstance(error, OSError):
+                logs = run.store.folder / "logs"
+                raise JournalError(
+                    f"{logs} cannot be written ({error.strerror or error}): make room, then start the same command "
+                    "again"
+                ) from None
+            raise
 
 
 def _digest(pipeline: Pipeline, sample: Sample, task: Task) -> str:

@@ -28,8 +28,8 @@ GRAMMAR = frozenset(
 )
 CHINESE = "\u3400"  # the first of its characters, each of which is a word
 REFUSAL = re.compile(
-    r"\b(i (can ?not|can['’]t|am unable|am not able|do not know|don['’]t know)|unable to (tell|see|determine|answer)|"
-    r"as an ai|i['’]?m sorry)\b|无法|不能(判断|确定|回答)",
+    r"\b(i (can ?not|can['\u2019]t|am unable|am not able|do not know|don['\u2019]t know)|as an ai|i['\u2019]?m sorry|"
+    r"unable to (tell|see|determine|answer))\b|无法|不能(判断|确定|回答)",
     re.IGNORECASE,
 )
 JUDGE = """Question: {question}

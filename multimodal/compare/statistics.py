@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest, norm
 
+from multimodal.data.scoring import wilson_interval
+
 LEVEL = 0.95
 DRAWS = 10_000
 BINS = 10
+SAME = 1e-9  # a standard error that is only rounding
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable], *, seed
 
     B. Efron, "Better Bootstrap Confidence Intervals", 1987, section 1 (percentiles); resampling whole clusters follows
     A. Davison and D. Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8. Where all values are the
-    same the bootstrap has no width: for shares of 0 and 1 Wilson's interval over the clusters takes its place.
+    same, or belong to one cluster, the bootstrap has no width: for shares Wilson's interval over the clusters takes its
+    place.
 
     Raises:
         ValueError: If there are no values.
@@ -91,11 +95,8 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable], *, seed
         raise ValueError("there is nothing to take the mean of")
     sums, counts = _by_cluster(values, clusters)
     value = float(sums.sum() / counts.sum())
-    if np.ptp(np.asarray(values, float)) == 0:
-        if value in (0.0, 1.0):
-            proportion = binomtest(round(value * len(sums)), len(sums)).proportion_ci(LEVEL, method="wilson")
-            return Interval(value, float(proportion.low), float(proportion.high), len(values))
-        return Interval(value, value, value, len(values))
+    if bool(np.isin(values, (0, 1)).all()) and (len(sums) == 1 or value in (0.0, 1.0)):
+        return Interval(value, *wilson_interval(value * len(sums), len(sums)), len(values))
     low, high = np.quantile(_resampled(sums, counts, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high), len(values))
 
@@ -107,7 +108,9 @@ def paired_difference(
 
     McNemar's exact test: Q. McNemar, "Note on the sampling error of the difference between correlated proportions",
     1947. The detectable difference is ``(z(0.975) + z(0.8))`` standard errors of the paired difference (J. Cohen,
-    "Statistical Power Analysis", 1988, section 2.4).
+    "Statistical Power Analysis", 1988, section 2.4). Where all pictures show the same difference the bootstrap has no
+    width, and would claim that nothing could be missed: another difference may then be in as many pictures as Wilson's
+    interval of a share of 0 leaves room for.
 
     Args:
         first: A score for each question.
@@ -136,7 +139,11 @@ def paired_difference(
     else:
         beyond = min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))
         p = min(1.0, 2 * max(beyond, 1 / len(drawn)))
-    detectable = float((norm.ppf(0.975) + norm.ppf(0.8)) * drawn.std())
+    error = float(drawn.std())
+    if right_or_wrong and error < SAME:
+        _, unseen = wilson_interval(0, len(sums))
+        low, high, error = max(value - unseen, -1.0), min(value + unseen, 1.0), math.sqrt(unseen / len(sums))
+    detectable = min(float(norm.ppf(0.975) + norm.ppf(0.8)) * error, 1.0)
     return Difference(value, float(low), float(high), len(one), only_first, only_second, p, p, detectable)
 
 

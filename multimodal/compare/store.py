@@ -50,7 +50,7 @@ class Record:
     Attributes:
         digest: Of the pipeline and the question.
         answer: The answer; None after an error.
-        error: What went wrong.
+        error: What went wrong; beside an answer, what went wrong with the judge.
         judged: What the judge said; None where none was asked.
     """
 
@@ -207,7 +207,7 @@ def _row(
         target=question["target"],
         images=tuple(Path(image) for image in question["images"]),
         answer=record.answer,
-        error=record.error,
+        error=record.error if record.answer is None else "",
         scores=scores,
         meta=meta,
         control=control,

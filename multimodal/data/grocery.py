@@ -16,6 +16,8 @@ from multimodal.data.sample import DataError, RowError, Sample, choose, picture,
 
 GROCERY_SPLITS = ("train", "val", "test")
 NAME_QUESTIONS = ("What product is this?", "Name this product.", "Which grocery item is shown?")
+BRANDS = ("Alpro", "Arla", "Bravo", "Garant", "God Morgon", "Oatly", "Tropicana", "Valio", "Yoggi")
+BRAND_QUESTION = "Which brand is printed on this package?"
 CATEGORY_QUESTIONS = (
     "What kind of product is this?",
     "Which category does this product belong to?",
@@ -154,6 +156,30 @@ def iterate_grocery_categories(
             id=key,
             meta={"class_id": product.id, "name": product.name},
         )
+
+
+def iterate_grocery_brands(
+    folder: str | Path, split: str = "train", *, seed: int = 0, skip_bad: list[DataError] | None = None
+) -> Iterator[Sample]:
+    """Yields the photographs of packages, each with the question for the brand that is printed on it.
+
+    The answer is the beginning of the product's name. Arguments and errors are those of `read_grocery`, but for the
+    seed: all are asked alike, since nothing of ours trains on it.
+    """
+    check_split(split)
+    folder = dataset_folder(folder)
+    products = read_products(folder, skip_bad)
+    for photograph in photographs(folder, split, products, skip_bad):
+        product = photograph.product
+        brand = next((brand for brand in BRANDS if product.name.startswith(f"{brand} ")), None)
+        if brand is not None:
+            yield Sample(
+                question=BRAND_QUESTION,
+                answer=brand,
+                images=(photograph.path,),
+                id=f"grocery/brand/{photograph.key}",
+                meta={"class_id": product.id, "coarse_class": product.coarse, "name": product.name},
+            )
 
 
 def iterate_grocery_descriptions(

@@ -62,7 +62,7 @@ def common_length(one: Sequence[str], other: Sequence[str]) -> int:
     return lengths[-1]
 
 
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
+def wilson_interval(right: float, total: int) -> tuple[float, float]:
     """Returns the 95 % interval of a share, 0 to 1; unlike the usual one it fits small numbers and shares near 0 and 1.
 
     E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.

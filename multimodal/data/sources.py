@@ -11,7 +11,12 @@ from pathlib import Path
 
 from multimodal.data.clothing import iterate_clothing
 from multimodal.data.compose import read_slake_reports
-from multimodal.data.grocery import iterate_grocery, iterate_grocery_categories, iterate_grocery_descriptions
+from multimodal.data.grocery import (
+    iterate_grocery,
+    iterate_grocery_brands,
+    iterate_grocery_categories,
+    iterate_grocery_descriptions,
+)
 from multimodal.data.jsonl import iterate_jsonl
 from multimodal.data.sample import DataError, Sample
 from multimodal.data.shop_facts import read_clothing_facts, read_grocery_facts
@@ -62,6 +67,7 @@ SOURCES = {
     "vqa-rad": Source(iterate_vqa_rad, VQA_RAD),
     **{f"vqa-rad/{fold}": Source(partial(iterate_vqa_rad, fold=fold), VQA_RAD_FOLD) for fold in range(FOLDS)},
     "grocery": Source(iterate_grocery, GROCERY),
+    "grocery-brands": Source(iterate_grocery_brands, GROCERY),
     "grocery-categories": Source(iterate_grocery_categories, GROCERY),
     "grocery-descriptions": Source(iterate_grocery_descriptions, GROCERY),
     "clothing": Source(iterate_clothing, CLOTHING),
@@ -75,9 +81,9 @@ SOURCES = {
 FILES = {".jsonl": iterate_jsonl, ".csv": iterate_csv}
 NAMES = (
     "slake:FOLDER, slake-zh:FOLDER, vqa-rad:FOLDER, vqa-rad/K:FOLDER (fold K of 0 to 4), grocery:FOLDER, "
-    "grocery-categories:FOLDER, grocery-descriptions:FOLDER, clothing:FOLDER, the composed slake-reports:FOLDER, "
-    "slake-zh-reports:FOLDER, slake-typed:FOLDER, slake-zh-typed:FOLDER, grocery-facts:FOLDER and "
-    "clothing-facts:FOLDER, or a .jsonl or .csv file"
+    "grocery-categories:FOLDER, grocery-brands:FOLDER, grocery-descriptions:FOLDER, clothing:FOLDER, the composed "
+    "slake-reports:FOLDER, slake-zh-reports:FOLDER, slake-typed:FOLDER, slake-zh-typed:FOLDER, grocery-facts:FOLDER "
+    "and clothing-facts:FOLDER, or a .jsonl or .csv file"
 )
 
 

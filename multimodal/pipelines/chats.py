@@ -72,6 +72,10 @@ class Chat(Protocol):
         """
         ...
 
+    def prepare(self) -> None:
+        """Load what answering needs."""
+        ...
+
     def forget(self) -> None:
         """Keep nothing of earlier questions."""
         ...
@@ -121,6 +125,10 @@ class FusedChat:
             finished=answer.finished,
         )
 
+    def prepare(self) -> None:
+        """Pack the weights."""
+        self.model.engine.runner.prepare()
+
     def forget(self) -> None:
         """Keep no picture."""
         self.model.forget()
@@ -147,8 +155,8 @@ class TransformersChat:
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise PipelineError(
-                f"the model {self.name!r} cannot be loaded: {reason}: give a folder or hub id that transformers' "
-                "image-text-to-text pipeline runs"
+                f"the model {self.name!r} cannot be loaded: {reason}: give a fused model, a folder or hub id that "
+                "transformers' image-text-to-text pipeline runs"
             ) from error
 
     def ask(self, messages: Messages, *, max_new_tokens: int) -> Said:
@@ -175,6 +183,10 @@ class TransformersChat:
         text = str(said[0]["generated_text"]).strip()
         written = len(pipeline.tokenizer(text, add_special_tokens=False)["input_ids"])
         return Said(text, Usage(0, written, images), first_token=took, total=took, finished=written < max_new_tokens)
+
+    def prepare(self) -> None:
+        """Load the model."""
+        _ = self._pipeline
 
     def forget(self) -> None:
         """It keeps nothing."""

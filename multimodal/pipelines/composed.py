@@ -55,7 +55,7 @@ class ComposedPipeline:
             steps = tuple(replace(step, cached=_reading(step) in self._met) for step in steps)
         before = sum(step.seconds for step in steps if not step.cached)
         said = self.chat.ask(self._messages(question, text), max_new_tokens=question.max_new_tokens)
-        self._met.update(map(_reading, steps))  # not before: where the model fails, asking again is still the first time
+        self._met.update(map(_reading, steps))  # not before: after a failure, asking again is still the first time
         return Answer(
             said.text,
             (*steps, Step(self.chat.step, said.total, text)),
@@ -66,6 +66,12 @@ class ComposedPipeline:
             confidence=said.confidence,
             finished=said.finished,
         )
+
+    def prepare(self) -> None:
+        """Load what answering needs, so that no question waits for it."""
+        for reader in () if self.prompt is None else self.prompt.readers:
+            reader.prepare()
+        self.chat.prepare()
 
     def forget(self) -> None:
         """Keep nothing: the next question about a picture is a first one."""

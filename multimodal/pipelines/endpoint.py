@@ -1,14 +1,17 @@
 """A model behind an OpenAI-compatible endpoint, through the ``openai`` client: text and pictures in, an answer out.
 
 Keys come from the environment, or from a ``.env`` file in the working directory, and appear in no message. What
-always holds: a picture leaves this machine only for the endpoint that was named; every failure is a ``PipelineError``
-that says whether asking again may help.
+always holds: a picture and a key leave this machine only for the endpoint that was named, not for where it redirects
+to; every failure is a ``PipelineError`` that says whether asking again may help.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import os
+import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +68,18 @@ PROVIDERS: Mapping[str, Provider] = {
 }
 
 
+class PassingError(PipelineError):
+    """An endpoint that does not answer now, and may a moment later.
+
+    Attributes:
+        problem: What happened, without the endpoint's name and the remedy.
+    """
+
+    def __init__(self, message: str, problem: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message, passing=True, retry_after=retry_after)
+        self.problem = problem
+
+
 class Endpoint:
     """A chat model at an address.
 
@@ -72,6 +87,7 @@ class Endpoint:
         url: Such as ``https://host/v1``.
         model: What the endpoint calls the model; empty takes the only one that it has.
         key: The environment variable that holds the key.
+        needs_key: Whether nothing is asked without one; else an endpoint that wants one says so itself.
         price: What it charges; None where that is not known.
         digest: Tells the model behind it from others; by default its address and name.
         timeout: Seconds for one answer.
@@ -92,6 +108,7 @@ class Endpoint:
         *,
         model: str = "",
         key: str = "",
+        needs_key: bool = True,
         price: Price | None = None,
         digest: str = "",
         timeout: float = TIMEOUT,
@@ -99,30 +116,41 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise PipelineError(f"{url!r} is not the address of an endpoint: it begins with https:// or http://")
-        self.url, self._named, self.key, self.price, self.timeout = url.rstrip("/"), model, key, price, timeout
-        self.remote = parts.hostname not in LOOPBACK
+        self.url, self.named, self.key, self.price, self.timeout = url.rstrip("/"), model, key, price, timeout
+        self.needs_key, self.remote = needs_key, parts.hostname not in LOOPBACK
         self.digest = digest or f"{self.url} {model}"
 
     @cached_property
     def _client(self) -> Any:
         try:
-            from openai import OpenAI
+            from openai import DefaultHttpxClient, OpenAI
         except ImportError:
             raise PipelineError(f"endpoints are asked through openai, which is not installed: {INSTALL}") from None
-        if self.key and not self._secret:
+        if self.key and self.needs_key and not self._secret:
             raise PipelineError(f"{self.url} needs a key: set {self.key} in the environment or in a .env file")
+        if not all("!" <= character <= "~" for character in self._secret):  # the client's own complaint would show it
+            raise PipelineError(
+                f"{self.key} holds a space, a line end or another character that no key has: set it again"
+            )
         # Whoever runs many questions decides about asking again (PipelineError.passing): one place counts and pays.
-        return OpenAI(base_url=self.url, api_key=self._secret or "none", timeout=self.timeout, max_retries=0)
+        keyless = [] if self._secret else [lambda request: request.headers.pop("Authorization")]  # the client wants one
+        http = DefaultHttpxClient(follow_redirects=False, event_hooks={"request": keyless})
+        key = self._secret or "none"
+        return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=0, http_client=http)
 
     @cached_property
     def _secret(self) -> str:
         return _environment().get(self.key, "").strip() if self.key else ""
 
     def without_key(self, text: str) -> str:
-        """A message in a line, short, and without the key: some endpoints repeat what they were sent."""
-        if self._secret:
-            text = text.replace(self._secret, "(the key)")
-        return _shortened(text)
+        """A message in a line, short, and without the key: some endpoints repeat what they were sent, or its ends."""
+        parts = {self._secret[at : at + 4] for at in range(max(1, len(self._secret) - 3))} if self._secret else set()
+        hidden = re.sub(
+            r"[^\s\"'`<>()\[\]{},;]+",
+            lambda word: "(the key)" if any(part in word[0] for part in parts) else word[0],
+            text,
+        )
+        return _shortened(hidden)
 
     @cached_property
     def model(self) -> str:
@@ -131,8 +159,8 @@ class Endpoint:
         Raises:
             PipelineError: If it has not exactly one and none was named.
         """
-        if self._named:
-            return self._named
+        if self.named:
+            return self.named
         with _told(self):
             found = [each.id for each in self._client.models.list()]
         if len(found) != 1:
@@ -148,6 +176,7 @@ class Endpoint:
         """
         sent = _with_data_uris(messages)
         model, started, first, pieces, usage, reason = self.model, time.perf_counter(), None, [], None, None
+        whole: str | None = None
         with _told(self):
             stream = self._client.chat.completions.create(
                 model=model,
@@ -158,20 +187,23 @@ class Endpoint:
                 stream_options={"include_usage": True},
             )
             with stream:
-                kind, heard = stream.response.headers.get("content-type", "nothing"), False
+                if "event-stream" not in stream.response.headers.get("content-type", ""):
+                    whole = stream.response.read().decode(errors="replace")
                 for chunk in stream:
-                    heard = True
+                    whole = None  # it streams all the same
                     usage = chunk.usage or usage
                     for choice in chunk.choices:
                         if choice.delta.content:
                             first = first or time.perf_counter()
                             pieces.append(choice.delta.content)
                         reason = choice.finish_reason or reason
-            if not heard and "event-stream" not in kind:
-                raise ValueError(f"it sends {kind}")
+            if whole is not None:
+                text, usage, reason = _in_one_piece(whole)
+                pieces = [text]
         ended = time.perf_counter()
         if reason is None:
-            raise PipelineError(f"{self.url} broke off in the middle of an answer: ask again", passing=True)
+            problem = "broke off in the middle of an answer"
+            raise PassingError(f"{self.url} {problem}: ask again", f"it {problem}")
         images = sum(part["type"] == "image_url" for each in sent for part in each["content"] if isinstance(part, dict))
         took = Usage(images=images)
         if usage is not None:
@@ -184,6 +216,10 @@ class Endpoint:
             cost=None if self.price is None or usage is None else self.price.of(took),
             finished=reason == "stop",
         )
+
+    def prepare(self) -> None:
+        """Find out what the model is called: the endpoint must answer."""
+        _ = self.model
 
     def forget(self) -> None:
         """What an endpoint keeps is its own affair."""
@@ -200,38 +236,61 @@ class _told:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         """End, with another error than the client's."""
-        import httpx
         import openai
 
         url, timeout = self.endpoint.url, self.endpoint.timeout
-        if isinstance(error, openai.APITimeoutError | httpx.TimeoutException):
-            raise PipelineError(f"{url} took more than {timeout:.0f} seconds: try again later", passing=True) from None
+        below = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]  # of openai 2, and of 3
+        if isinstance(error, (openai.APITimeoutError, *(each.TimeoutException for each in below))):
+            problem = f"more than {timeout:.0f} seconds"
+            raise PassingError(f"{url} took {problem}: try again later", problem) from None
         if isinstance(error, openai.APIStatusError):
             raise self._refusal(error) from None
-        if isinstance(error, openai.APIConnectionError | httpx.TransportError):
+        if isinstance(error, (openai.APIConnectionError, *(each.RequestError for each in below))):
             problem = self.endpoint.without_key(str(error.__cause__ or error))
             message = f"{url} does not answer ({problem}): check the address, and that the endpoint runs"
-            raise PipelineError(message, passing=True) from None
+            raise PassingError(message, problem) from None
         odd = (openai.OpenAIError, ValueError, AttributeError, TypeError, KeyError)
         if isinstance(error, odd):  # no JSON, or another one
+            problem = self.endpoint.without_key(str(error))
             raise PipelineError(
-                f"{url} answers, but not as an OpenAI-compatible endpoint does ({self.endpoint.without_key(str(error))}): check the "
-                "address; most end in /v1"
+                f"{url} answers, but not as an OpenAI-compatible endpoint does: check the address; most end in /v1 "
+                f"({problem})"
             ) from None
 
     def _refusal(self, error: Any) -> PipelineError:
-        code, url = error.status_code, self.endpoint.url
-        problem = f"{url} refuses ({code}: {self.endpoint.without_key(str(error))})"
-        if code in (401, 403):
-            remedy = f"set {self.endpoint.key or 'the key of this endpoint'} to a key that it knows"
-            return PipelineError(f"{url} refuses ({code}): {remedy}")  # some repeat the key in their message
-        if code == 404:
-            return PipelineError(f"{problem}: check the address (most end in /v1) and the model's name")
+        code, endpoint, response = error.status_code, self.endpoint, error.response
+        problem = f"{code}: {endpoint.without_key(response.text) or response.reason_phrase}"
+        refusal, remedy = f"{endpoint.url} refuses ({problem})", "check what the message says"
         if code in (408, 409, 425, 429) or code >= 500:
-            asked = error.response.headers.get("retry-after", "")
-            wait = float(asked) if asked.replace(".", "", 1).isdigit() else None
-            return PipelineError(f"{problem}: try again later", passing=True, retry_after=wait)
-        return PipelineError(f"{problem}: check what the message says")
+            asked = response.headers.get("retry-after", "")
+            wait = float(asked) if asked.replace(".", "", 1).isdecimal() else None
+            return PassingError(f"{refusal}: try again later", problem, retry_after=wait)
+        if code in (401, 403):
+            remedy = f"set {endpoint.key or 'the key of this endpoint'} to a key that it knows"
+        elif code == 404:
+            remedy = "check the address (most end in /v1)"
+            remedy += f" and the model's name: whether it has a model {endpoint.named!r}" if endpoint.named else ""
+        elif 300 <= code < 400:
+            remedy = "give the address that it leads to: a key is not sent along"
+        return PipelineError(f"{refusal}: {remedy}")
+
+
+def _in_one_piece(body: str) -> tuple[str, Any, str]:
+    """Text, usage and reason to end of an answer of an endpoint that does not stream.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    from openai.types import CompletionUsage
+
+    try:
+        answer = json.loads(body)
+        choice = answer["choices"][0]
+        text = choice["message"]["content"] or ""
+        usage = CompletionUsage(**answer["usage"]) if answer.get("usage") else None
+        return str(text), usage, choice.get("finish_reason") or "stop"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError(body or "nothing") from None
 
 
 def _with_data_uris(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -120,6 +120,11 @@ class PipelineError(RuntimeError):
 class Pipeline(Protocol):
     """A way of answering. It may be asked from several threads at once.
 
+    Who measures it also looks for four things that it may have, or not: ``prepare()`` loads what answering needs,
+    ``forget()`` keeps nothing of earlier questions, so that the next one takes what a first one does; ``remote`` tells
+    whether what is asked leaves this machine (else it does not), ``uses_pictures`` whether they have a part in its
+    answers (else they have).
+
     Attributes:
         name: Stands in tables and file names.
         digest: Changes when its answers may change (weights, prompt, endpoint): kept answers of another digest are not
@@ -143,8 +148,4 @@ class Pipeline(Protocol):
             PipelineError: If it cannot.
             ImageError: If a picture cannot be used.
         """
-        ...
-
-    def forget(self) -> None:
-        """Keep nothing of earlier questions, so that the next one takes what a first one does."""
         ...

@@ -46,6 +46,10 @@ class Reader(Protocol):
         """What is there to read. ``output`` is empty where there is nothing."""
         ...
 
+    def prepare(self) -> None:
+        """Load what reading needs."""
+        ...
+
 
 class RapidOcr:
     """Printed text in Latin and Chinese script, by RapidOCR (PP-OCR models, which lie in its wheel).
@@ -76,6 +80,10 @@ class RapidOcr:
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )
+
+    def prepare(self) -> None:
+        """Load the models."""
+        _ = self._engine
 
     def read(self, picture: Image.Image) -> Step:
         """Find and read lines of text."""
@@ -108,6 +116,9 @@ class Tesseract:
 
     name = "ocr"
     digest = "tesseract"
+
+    def prepare(self) -> None:
+        """It is a program of its own."""
 
     def read(self, picture: Image.Image) -> Step:
         """Read the text of the page."""
@@ -155,6 +166,10 @@ class ImageNetTags:
             ResNet101_Weights.IMAGENET1K_V1.meta["categories"],
         )
 
+    def prepare(self) -> None:
+        """Load the models."""
+        _ = self._parts
+
     @torch.inference_mode()
     def read(self, picture: Image.Image) -> Step:
         """Name what the picture is likeliest of, with probabilities."""
@@ -199,6 +214,10 @@ class Captioner:
                 "image-text-to-text pipeline runs"
             ) from error
 
+    def prepare(self) -> None:
+        """Load the models."""
+        _ = self._pipeline
+
     def read(self, picture: Image.Image) -> Step:
         """Describe the picture."""
         pipeline, started = self._pipeline, time.perf_counter()
@@ -228,6 +247,10 @@ class KeptReader:
         self._lock = threading.Lock()
         records = [] if self._journal is None else self._journal.read()
         self._kept = {each["picture"]: Step(**each["step"]) for each in records if each["reader"] == self.digest}
+
+    def prepare(self) -> None:
+        """Load what reading needs."""
+        self.reader.prepare()
 
     def read(self, image: Any) -> Step:
         """What is to be read off a picture: anything that ``load_image`` takes; ``details["picture"]`` names it.

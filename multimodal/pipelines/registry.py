@@ -216,7 +216,7 @@ def _own(name: str) -> Pipeline:
             "as my_file.py:MyClass or my.module:MyClass"
         ) from error
     if not isinstance(found, Pipeline):
-        lacking = [each for each in ("name", "digest", "answer", "forget") if not hasattr(found, each)]
+        lacking = [each for each in ("name", "digest", "answer") if not hasattr(found, each)]
         raise PipelineError(f"the pipeline {name!r} has no {', '.join(lacking)}: see multimodal.pipelines.Pipeline")
     return found
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal.data import DataError, read_grocery, read_grocery_categories, read_grocery_descriptions
+from multimodal.data import DataError, read, read_grocery, read_grocery_categories, read_grocery_descriptions
 from multimodal.data.grocery import CATEGORY_QUESTIONS, DESCRIPTION_QUESTIONS, NAME_QUESTIONS
 
 
@@ -41,6 +41,13 @@ def test_categories(grocery: Path) -> None:
     assert first.id == "grocery/category/val/Fruit/Apple/Golden-Delicious/Golden-Delicious_000"
     asked = {sample.question for seed in range(10) for sample in read_grocery_categories(grocery, seed=seed)}
     assert asked == set(CATEGORY_QUESTIONS)
+
+
+def test_brands_of_packages(grocery: Path) -> None:
+    """What grows has none."""
+    (sample,) = read(f"grocery-brands:{grocery}", "validation")
+    assert (sample.question, sample.answer) == ("Which brand is printed on this package?", "Oatly")
+    assert sample.images[0].name == "Oatly-Oat-Milk_000.jpg" and sample.meta["name"] == "Oatly Oat Milk"
 
 
 def test_descriptions_in_training(grocery: Path) -> None:

@@ -18,16 +18,10 @@ from PIL import Image
 
 from multimodal.cli import main
 from multimodal.data import DataError, read
-from multimodal.training import teacher as module
-from multimodal.training.teacher import (
-    EndpointTeacher,
-    FusedTeacher,
-    PipelineTeacher,
-    TeacherError,
-    label,
-    pictures_in,
-    teacher_of,
-)
+from multimodal.pipelines import patience
+from multimodal.pipelines.chats import FusedChat, TransformersChat
+from multimodal.pipelines.endpoint import Endpoint
+from multimodal.training.teacher import Teacher, TeacherError, label, pictures_in, teacher_of
 from tests.training.tiny import draw, save_checkpoint
 
 QUESTIONS = ["What colour is this?", "Is it red?"]
@@ -141,6 +135,10 @@ class TestLabel:
         with pytest.raises(ValueError, match="line 1: not a line of this command: give another output file"):
             label(pictures_in(folder), QUESTIONS, other, output, progress=False)
         assert output.read_text() == '{"messages": []}\n' and before
+        output.write_text("a diary\nof mine")
+        with pytest.raises(ValueError, match="line 1: not a record of ours: move the file away"):
+            label(pictures_in(folder), QUESTIONS, other, output, progress=False)
+        assert output.read_text() == "a diary\nof mine" and not other.asked
 
     def test_pictures_are_found_by_name(self, folder: Path, tmp_path: Path) -> None:
         assert [path.name for path in pictures_in(folder)] == ["a.png", "broken.png", "b.JPG"]
@@ -149,7 +147,12 @@ class TestLabel:
             pictures_in(tmp_path / "empty")
 
 
-class Endpoint(ThreadingHTTPServer):
+EVENTS = {"Content-Type": "text/event-stream"}
+HALF = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": " red"}}]}\n\n'
+STREAM = HALF + b'data: {"choices": [{"index": 0, "delta": {"content": " \\n"}, "finish_reason": "stop"}]}\n\n'
+
+
+class Server(ThreadingHTTPServer):
     """A stub of an OpenAI-compatible server: answers in turn with what it is given to."""
 
     def __init__(self) -> None:
@@ -163,13 +166,13 @@ class Endpoint(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Endpoint
+    server: Server
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, dict(self.headers), body))
-        said = {"choices": [{"message": {"role": "assistant", "content": " red \n"}}]}
-        code, content, headers = self.server.replies.pop(0) if self.server.replies else (200, said, {})
+        headers = {name.title(): value for name, value in self.headers.items()}
+        self.server.requests.append((self.path, headers, body))
+        code, content, headers = self.server.replies.pop(0) if self.server.replies else (200, STREAM, EVENTS)
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(code)
         for name, value in headers.items():
@@ -183,9 +186,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = Endpoint()
+    server = Server()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -196,15 +199,15 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", found.append)
+    monkeypatch.setattr(patience.time, "sleep", found.append)
     return found
 
 
 class TestEndpoint:
-    def test_it_is_asked_as_openai_is(self, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_asked_as_openai_is(self, endpoint: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
         teacher = teacher_of(endpoint.url + "/", model="large", max_new_tokens=9)
-        assert isinstance(teacher, EndpointTeacher) and "sk-secret" not in teacher.name
+        assert isinstance(teacher.chat, Endpoint) and "sk-secret" not in teacher.name
         assert teacher("What colour?", draw("red", 0)) == "red"
         ((path, headers, body),) = endpoint.requests
         assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer sk-secret"
@@ -216,21 +219,52 @@ class TestEndpoint:
         with Image.open(BytesIO(base64.b64decode(encoded))) as sent:
             assert sent.tobytes() == draw("red", 0).tobytes()
 
-    def test_large_pictures_are_made_smaller_and_no_key_is_made_up(self, endpoint: Endpoint) -> None:
-        EndpointTeacher(endpoint.url, model="m")("?", Image.new("RGB", (4000, 1000)))
+    def test_large_pictures_are_made_smaller_and_no_key_is_made_up(self, endpoint: Server) -> None:
+        teacher_of(endpoint.url, model="m")("?", Image.new("RGB", (4000, 1000)))
         ((_, headers, body),) = endpoint.requests
         assert "Authorization" not in headers
         encoded = body["messages"][0]["content"][0]["image_url"]["url"].split(",")[1]
         with Image.open(BytesIO(base64.b64decode(encoded))) as sent:
             assert sent.size == (1536, 384)
 
-    def test_a_busy_server_is_asked_again(self, endpoint: Endpoint, waits: list[float]) -> None:
+    def test_a_busy_server_is_asked_again(self, endpoint: Server, waits: list[float]) -> None:
         endpoint.replies = [(503, b"", {}), (429, b"slow down", {"Retry-After": "7"}), (500, b"", {})]
-        assert EndpointTeacher(endpoint.url, model="m")("?", draw("red", 0)) == "red"
+        assert teacher_of(endpoint.url, model="m")("?", draw("red", 0)) == "red"
         assert waits == [1, 7, 14] and len(endpoint.requests) == 4
 
-    def test_a_dead_one_is_told(self, endpoint: Endpoint, waits: list[float]) -> None:
-        teacher = EndpointTeacher(endpoint.url, model="m")
+    def test_a_broken_connection_is_made_again(self, endpoint: Server, waits: list[float]) -> None:
+        endpoint.replies = [(200, HALF, EVENTS), (200, STREAM, {**EVENTS, "Content-Length": "9999"})]
+        assert teacher_of(endpoint.url, model="m")("?", draw("red", 0)) == "red"
+        assert waits == [1, 2] and len(endpoint.requests) == 3
+
+    def test_one_that_does_not_stream(self, endpoint: Server) -> None:
+        endpoint.replies = [(200, {"choices": [{"message": {"role": "assistant", "content": " red \n"}}]}, {})]
+        assert teacher_of(endpoint.url, model="m")("?", draw("red", 0)) == "red"
+
+    def test_neither_key_nor_picture_goes_where_a_redirect_leads(
+        self, endpoint: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+        with Server() as other:
+            threading.Thread(target=other.serve_forever, daemon=True).start()
+            endpoint.replies = [(code, b"", {"Location": other.url}) for code in (301, 302, 303, 307, 308)]
+            for _ in range(5):
+                with pytest.raises(TeacherError, match="give the address that it leads to: a key is not sent along"):
+                    teacher_of(endpoint.url, model="m")("?", draw("red", 0))
+            other.shutdown()
+        assert not other.requests
+
+    def test_no_part_of_the_key_is_in_a_message(self, endpoint: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-abcdefghijklmnop")
+        endpoint.replies = [(401, {"error": {"message": "Wrong key: sk-abc****mnop, not sk-abcdefghijklmnop."}}, {})]
+        with pytest.raises(
+            TeacherError, match=r"Wrong key: \(the key\), not \(the key\).*set OPENAI_API_KEY"
+        ) as caught:
+            teacher_of(endpoint.url, model="m")("?", draw("red", 0))
+        assert "abc" not in str(caught.value) and "nop" not in str(caught.value)
+
+    def test_a_dead_one_is_told(self, endpoint: Server, waits: list[float]) -> None:
+        teacher = teacher_of(endpoint.url, model="m")
         endpoint.shutdown()
         endpoint.server_close()
         with pytest.raises(TeacherError, match=r"/v1 did not answer in 5 tries \(.*refused.*\): check the address"):
@@ -242,21 +276,21 @@ class TestEndpoint:
         [
             (
                 (401, {"error": "no key"}, {}),
-                r"refuses \(401 .*no key.*\): set .* OPENAI_API_KEY to a key",
+                r"refuses \(401: .*no key.*\): set OPENAI_API_KEY to a key",
             ),
             ((404, b"", {}), r"refuses \(404.*most end in /v1.* it has a model 'm'"),
-            ((400, b"too many pictures", {}), r"refuses \(400 Bad Request: too many pictures\): check what"),
+            ((400, b"too many pictures", {}), r"refuses \(400: too many pictures\): check what"),
             ((307, b"", {"Location": "http://127.0.0.1:1/v1"}), r"refuses \(307.*a key is not sent along"),
             ((200, b"<html>", {}), r"answers, but not as an OpenAI-compatible endpoint does: .* most end in /v1"),
             ((200, {"detail": "hm"}, {}), r"answers, but not as .* \(\{\"detail\": \"hm\"\}\)"),
         ],
     )
     def test_what_asking_again_does_not_mend(
-        self, reply: Any, message: str, endpoint: Endpoint, waits: list[float]
+        self, reply: Any, message: str, endpoint: Server, waits: list[float]
     ) -> None:
         endpoint.replies = [reply]
         with pytest.raises(TeacherError, match=message):
-            EndpointTeacher(endpoint.url, model="m")("?", draw("red", 0))
+            teacher_of(endpoint.url, model="m")("?", draw("red", 0))
         assert not waits and len(endpoint.requests) == 1
 
 
@@ -268,13 +302,13 @@ class TestModels:
 
     def test_a_fused_model(self, fused_folder: str) -> None:
         teacher = teacher_of(fused_folder, max_new_tokens=3)
-        assert isinstance(teacher, FusedTeacher)
+        assert isinstance(teacher.chat, FusedChat)
         said = teacher("Is it red?", draw("red", 0))
-        assert said == teacher.model("Is it red?", draw("red", 0), max_new_tokens=3).text
+        assert said == teacher.chat.model("Is it red?", draw("red", 0), max_new_tokens=3).text
 
     def test_the_pipeline(self, fused_folder: str) -> None:
         """Ours runs in it, too: both ways say the same."""
-        teacher = PipelineTeacher(fused_folder, max_new_tokens=3)
+        teacher = Teacher("pipeline", TransformersChat(fused_folder), max_new_tokens=3)
         assert teacher("Is it red?", draw("red", 0)) == teacher_of(fused_folder, max_new_tokens=3)(
             "Is it red?", draw("red", 0)
         )
@@ -291,12 +325,12 @@ class TestModels:
 
 
 class TestCommand:
-    def words(self, folder: Path, endpoint: Endpoint, output: Path, *more: str) -> list[str]:
+    def words(self, folder: Path, endpoint: Server, output: Path, *more: str) -> list[str]:
         asked = [word for question in QUESTIONS for word in ("--question", question)]
         return ["label", str(folder), "--teacher", endpoint.url, "--output", str(output), *asked, *more]
 
     def test_it_labels_and_says_how_to_train(
-        self, folder: Path, tmp_path: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+        self, folder: Path, tmp_path: Path, endpoint: Server, capsys: pytest.CaptureFixture[str]
     ) -> None:
         output = tmp_path / "my labels.jsonl"
         assert main(self.words(folder, endpoint, output, "--teacher-model", "large")) == 0
@@ -309,7 +343,7 @@ class TestCommand:
         assert "0 answers of large" in (again := capsys.readouterr().out) and ", 4 were there" in again
 
     def test_errors_are_one_line(
-        self, folder: Path, tmp_path: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+        self, folder: Path, tmp_path: Path, endpoint: Server, capsys: pytest.CaptureFixture[str]
     ) -> None:
         output = tmp_path / "labels.jsonl"
         assert main(self.words(folder, endpoint, output)) == 1
