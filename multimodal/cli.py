@@ -433,6 +433,11 @@ def _train(options: argparse.Namespace) -> int:
     except KeyboardInterrupt as interruption:
         reason = interruption.args or ("interrupted: the same command goes on where it stopped",)
         raise KeyboardInterrupt(*reason) from None
+    if settings.pipeline:
+        tuned = shlex.quote(f"{settings.pipeline}_tuned={options.output}")
+        say(f"saved in {options.output}, to be compared with what sees:")
+        say(f"  multimodal compare --pipelines native,{settings.pipeline}_tuned --tuned {tuned} --tasks TASK")
+        return 0
     data = "".join(f" --data {shlex.quote(name)}" for name in settings.data)
     say(f"saved in {options.output}; how good it is, and how much of that it owes to the pictures:")
     say(f"  multimodal evaluate --model {shlex.quote(str(options.output))}{data}")

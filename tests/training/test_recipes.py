@@ -22,7 +22,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_these_come_with_the_package() -> None:
-    assert names() == ["commerce", "general", "medical"]
+    assert names() == ["blind", "commerce", "general", "medical", "text_only"]
     assert '"training/recipes/*.toml"' in (ROOT / "pyproject.toml").read_text()  # and are in its wheel
 
 
@@ -40,7 +40,11 @@ class TestShipped:
         recipe = read_recipe(name, Path("DATA"))
         assert recipe.model in presets.PRESETS
         settings = TrainingSettings(output=Path("out"), cache=Path("cache"), **recipe.settings)
-        assert settings.data and isinstance(settings.vision, VisionSettings)
+        assert settings.data
+        if name in ("blind", "text_only"):  # of the decoder alone
+            assert settings.vision is None and settings.pipeline == name and settings.lora_rank
+        else:
+            assert isinstance(settings.vision, VisionSettings) and not settings.pipeline
         for data, passes in settings.data.items():
             source, folder = find(data)
             assert source is not None and folder.parent == Path("DATA") and passes > 0
@@ -118,6 +122,6 @@ def test_what_nobody_reads_is_refused(text: str, message: str, tmp_path: Path) -
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="there is no recipe 'medicine': give commerce, general, medical or a TOML file"
+        ValueError, match="there is no recipe 'medicine': give blind, commerce, general, medical, text_only or a TOML file"
     ):
         read_recipe("medicine", tmp_path)
