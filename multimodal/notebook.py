@@ -9,6 +9,7 @@ import base64
 import contextlib
 import html
 import io
+import json
 import logging
 import os
 import re
@@ -28,6 +29,38 @@ Value = TypeVar("Value")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DOTS_PER_INCH = 110
 NUMBER = re.compile(r"[-+]?[\d.,]+( ?%)?$")
+# Right answers about the sample pictures, for who has no data set: what we drew, and what the headers of scans say.
+SAMPLE_QUESTIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "slake": {
+        name: {
+            "What modality is used to take this image?": modality,
+            **{
+                f"Is this {article} {kind}?": "Yes" if kind == modality else "No"
+                for article, kind in (("an", "X-Ray"), ("a", "CT"), ("an", "MRI"))
+            },
+            **more,
+        }
+        for name, modality, more in (
+            ("chest-film", "X-Ray", {
+                "Which part of the body does this image belong to?": "Chest",
+                "Does the picture contain lung?": "Yes",
+                "Does the picture contain heart?": "Yes",
+                "Is the heart enlarged?": "Yes",
+            }),
+            ("ct-small", "CT", {}),
+            ("mr-small", "MRI", {}),
+        )
+    },
+    "grocery": {
+        "product-shot": {
+            "What product is this?": "Orange Juice",
+            "Which brand is printed on this package?": "Sunny",
+            "How much is in the carton?": "1 litre",
+            "What is its price?": "2.49",
+        },
+        "label": {"What product is this?": "Oat Biscuits", "How much is in the packet?": "200 g"},
+    },
+}  # fmt: skip
 DATA, LIMITS, COMMITTED = "MULTIMODAL_DATA", "MULTIMODAL_NOTEBOOKS", "MULTIMODAL_COMMITTED"
 
 
@@ -50,6 +83,42 @@ def data_set(name: str) -> Path | None:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get(DATA) or default).expanduser() / name
     return folder if folder.is_dir() and any(folder.iterdir()) else None
+
+
+def write_questions(path: Path, questions: Iterable[tuple[Path, str, str]]) -> str:
+    """Write a task for a comparison, one picture, question and right answer after another; gives back its name."""
+    with path.open("w", encoding="utf-8") as file:
+        for picture, question, answer in questions:
+            chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            kind = "CLOSED" if answer in ("Yes", "No") else "OPEN"
+            print(json.dumps({"messages": chat, "images": [str(picture)], "answer_type": kind}), file=file)
+    return str(path)
+
+
+def task_of(name: str, folder: Path) -> str:
+    """The name of a task for a comparison, and says which it is: a public data set where it is here, else ours.
+
+    Args:
+        name: As :func:`data_set` takes it.
+        folder: Where a task of sample pictures is written.
+    """
+    from multimodal.samples import sample_images
+
+    found = data_set(name)
+    if found is not None:
+        print(f"Data: the validation split of the public data set {found.name}.")
+        return f"{name}:{found}"
+    pictures = {sample.name: sample.path for sample in sample_images()}
+    asked = [
+        (pictures[picture], question, answer)
+        for picture, questions in SAMPLE_QUESTIONS[name].items()
+        if picture in pictures
+        for question, answer in questions.items()
+    ]
+    many = len({picture for picture, _, _ in asked})
+    print(f"Data: {len(asked)} questions about {many} sample pictures, since the data set {name} is not here.")
+    print("They show how it works. They are far too few to decide anything.")
+    return write_questions(folder / f"sample-{name}.jsonl", asked)
 
 
 def show(picture: Figure | Image.Image, alt: str, *, width: int | None = None, source: str = "") -> None:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -33,13 +32,10 @@ from multimodal.data.controls import shuffle_images
 from multimodal.images import ImageError
 from multimodal.journal import JournalError
 from multimodal.pipelines import Answer, Parts, Pipeline, PipelineError, PipelineSettings, Question, make_pipelines
+from multimodal.pipelines.patience import patiently
 
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a busy endpoint is asked again
 SAME = ("tasks", "split", "limit", "seed", "shuffled")  # what a run keeps when it goes on
 DEFAULT_PIPELINES = ("native", "text_only", "blind")
-
-
-T = TypeVar("T")
 
 
 class BudgetError(RuntimeError):
@@ -221,7 +217,7 @@ class _Run:
             if answer is None:
                 question = Question(sample.question, tuple(sample.images), max_new_tokens=task.max_new_tokens)
                 try:
-                    answer = self._patiently(lambda: pipeline.answer(question))
+                    answer = patiently(lambda: pipeline.answer(question), tries=self.settings.tries, pause=self._pause)
                 except _FATAL:
                     raise
                 except Exception as error:
@@ -229,23 +225,26 @@ class _Run:
                     raise
                 with self._lock:
                     self.spent += answer.cost or 0.0
-            self._keep(key, self._judge(sample, Record(digest, answer)))
+                self._keep(key, Record(digest, answer))
+            if self.judge is not None:
+                self._keep(key, self._judged(self.judge, sample, answer, digest))
             return answer
         except _FATAL as error:
             self.fatal = error
             raise
 
-    def _judge(self, sample: Sample, record: Record) -> Record:
-        """What the judge says of an answer; where it fails, the answer is kept."""
-        judge, answer = self.judge, record.answer
-        if judge is None or answer is None:
-            return record
+    def _judged(self, judge: Judge, sample: Sample, answer: Answer, digest: str) -> Record:
+        """An answer with what the judge says of it; where it fails, the answer is kept."""
         started = time.perf_counter()
         try:
-            said = self._patiently(lambda: judge.score(sample.question, answer.text, sample.answer))
-            return replace(record, judged=said)
+            said = patiently(
+                lambda: judge.score(sample.question, answer.text, sample.answer),
+                tries=self.settings.tries,
+                pause=self._pause,
+            )
+            return Record(digest, answer, judged=said)
         except PipelineError as error:
-            return replace(record, error=_said(error))
+            return Record(digest, answer, error=_said(error))
         finally:
             with self._lock:
                 self.judging += time.perf_counter() - started
@@ -263,19 +262,10 @@ class _Run:
                 "the same command goes on"
             )
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        """Ask a busy endpoint again after a while, as long as it asks for, or twice as long each time."""
-        wait = FIRST_WAIT
-        for attempt in range(1, self.settings.tries + 1):
-            try:
-                return ask()
-            except PipelineError as error:
-                if not error.passing or attempt == self.settings.tries:
-                    raise
-                if self.over.wait(min(max(wait, error.retry_after or 0.0), LONGEST_WAIT)) and self.fatal is not None:
-                    raise self.fatal from None
-                wait *= 2
-        raise AssertionError("the last try has raised")
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless the run is over meanwhile."""
+        if self.over.wait(seconds) and self.fatal is not None:
+            raise self.fatal
 
 
 _FATAL = (BudgetError, JournalError, KeyboardInterrupt)

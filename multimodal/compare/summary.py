@@ -81,12 +81,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Pair:
-    """How two pipelines differ on one task."""
+    """How two pipelines differ on one task, or on the questions of one ``kind`` of it."""
 
     task: str
     first: str
     second: str
     difference: Difference
+    kind: str = ""
 
 
 def figures_of(results: Results, task: str, pipeline: str) -> Figures:
@@ -143,18 +144,52 @@ def pairs_of(results: Results) -> list[Pair]:
     return [pair for task in results.tasks for pair in _pairs_of(results, task)]
 
 
+def pairs_by_kind(results: Results) -> list[Pair]:
+    """How the first pipeline differs from each other one on each kind of question, with Holm's correction by task.
+
+    Only where a task has several kinds.
+    """
+    found = []
+    for task in results.tasks:
+        by_kind: dict[str, dict[str, list[Row]]] = {}
+        for pipeline in results.pipelines:
+            for kind, rows in kinds_of(results.select(task=task, pipeline=pipeline)).items():
+                by_kind.setdefault(kind, {})[pipeline] = rows
+        pairs = [
+            Pair(task, first, second, difference, kind)
+            for kind, rows in by_kind.items()
+            for first in results.pipelines[:1]
+            for second in results.pipelines[1:]
+            if (difference := _difference(rows.get(first, []), rows.get(second, []), results.metric[task])) is not None
+        ]
+        found += _corrected(pairs) if len(by_kind) > 1 else []
+    return found
+
+
 def _pairs_of(results: Results, task: str) -> list[Pair]:
-    found, metric = [], results.metric[task]
-    for first, second in itertools.combinations(results.pipelines, 2):
-        both = list(paired(results.select(task=task, pipeline=first), results.select(task=task, pipeline=second)))
-        if both:
-            one, other = ([pair[side].scores[metric] for pair in both] for side in (0, 1))
-            difference = paired_difference(one, other, [row.cluster for row, _ in both])
-            found.append(Pair(task, first, second, difference))
-    adjusted = holm([pair.difference.p for pair in found])
+    rows = {pipeline: results.select(task=task, pipeline=pipeline) for pipeline in results.pipelines}
+    return _corrected(
+        [
+            Pair(task, first, second, difference)
+            for first, second in itertools.combinations(results.pipelines, 2)
+            if (difference := _difference(rows[first], rows[second], results.metric[task])) is not None
+        ]
+    )
+
+
+def _difference(one: Sequence[Row], other: Sequence[Row], metric: str) -> Difference | None:
+    both = list(paired(one, other))
+    if not both:
+        return None
+    first, second = ([pair[side].scores[metric] for pair in both] for side in (0, 1))
+    return paired_difference(first, second, [row.cluster for row, _ in both])
+
+
+def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
+    adjusted = holm([pair.difference.p for pair in pairs])
     return [
         replace(pair, difference=replace(pair.difference, adjusted_p=p))
-        for pair, p in zip(found, adjusted, strict=True)
+        for pair, p in zip(pairs, adjusted, strict=True)
     ]
 
 

@@ -133,10 +133,15 @@ class Endpoint:
                 f"{self.key} holds a space, a line end or another character that no key has: set it again"
             )
         # Whoever runs many questions decides about asking again (PipelineError.passing): one place counts and pays.
-        keyless = [] if self._secret else [lambda request: request.headers.pop("Authorization")]  # the client wants one
-        http = DefaultHttpxClient(follow_redirects=False, event_hooks={"request": keyless})
-        key = self._secret or "none"
+        key, http = self._secret or "none", DefaultHttpxClient(follow_redirects=False)
         return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=0, http_client=http)
+
+    @property
+    def _headers(self) -> dict[str, Any]:
+        """Without a key: the one that the client wants to have is not sent."""
+        from openai import Omit
+
+        return {} if self._secret else {"Authorization": Omit()}
 
     @cached_property
     def _secret(self) -> str:
@@ -162,7 +167,7 @@ class Endpoint:
         if self.named:
             return self.named
         with _told(self):
-            found = [each.id for each in self._client.models.list()]
+            found = [each.id for each in self._client.models.list(extra_headers=self._headers)]
         if len(found) != 1:
             raise PipelineError(f"{self.url} has {', '.join(found) or 'no model'}: name the model that is meant")
         return found[0]
@@ -185,6 +190,7 @@ class Endpoint:
                 temperature=0,
                 stream=True,
                 stream_options={"include_usage": True},
+                extra_headers=self._headers,
             )
             with stream:
                 if "event-stream" not in stream.response.headers.get("content-type", ""):
@@ -240,12 +246,14 @@ class _told:
 
         url, timeout = self.endpoint.url, self.endpoint.timeout
         below = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]  # of openai 2, and of 3
-        if isinstance(error, (openai.APITimeoutError, *(each.TimeoutException for each in below))):
+        slow: tuple[type[Exception], ...] = (openai.APITimeoutError, *(each.TimeoutException for each in below))
+        away: tuple[type[Exception], ...] = (openai.APIConnectionError, *(each.RequestError for each in below))
+        if isinstance(error, slow):
             problem = f"more than {timeout:.0f} seconds"
             raise PassingError(f"{url} took {problem}: try again later", problem) from None
         if isinstance(error, openai.APIStatusError):
             raise self._refusal(error) from None
-        if isinstance(error, (openai.APIConnectionError, *(each.RequestError for each in below))):
+        if isinstance(error, away):
             problem = self.endpoint.without_key(str(error.__cause__ or error))
             message = f"{url} does not answer ({problem}): check the address, and that the endpoint runs"
             raise PassingError(message, problem) from None
@@ -287,7 +295,9 @@ def _in_one_piece(body: str) -> tuple[str, Any, str]:
         answer = json.loads(body)
         choice = answer["choices"][0]
         text = choice["message"]["content"] or ""
-        usage = CompletionUsage(**answer["usage"]) if answer.get("usage") else None
+        usage = None
+        if counted := answer.get("usage"):
+            usage = CompletionUsage.construct(**{"prompt_tokens": 0, "completion_tokens": 0, **counted})
         return str(text), usage, choice.get("finish_reason") or "stop"
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(body or "nothing") from None

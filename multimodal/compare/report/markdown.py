@@ -13,7 +13,7 @@ from multimodal.compare.report.redaction import without_secrets
 from multimodal.compare.report.tables import Table, cost, errors_table, main_table, paired_table
 from multimodal.compare.report.verdicts import BRACKETS, verdicts
 from multimodal.compare.results import Results
-from multimodal.compare.summary import Figures, Pair, summarise
+from multimodal.compare.summary import Figures, Pair, pairs_by_kind, summarise
 
 NOT_MEDICAL = "Not a medical device: nothing here may be used to diagnose or treat anybody."
 EMPTY = "This run holds no answers yet. Start or resume it with the command above, then write the report again."
@@ -24,6 +24,7 @@ def markdown(results: Results, figures: Sequence[Figures], pairs: Sequence[Pair]
     parts = ["# Comparison", NOT_MEDICAL, command_block(results)]
     if not results.rows:
         return "\n\n".join([*parts, EMPTY]) + "\n"
+    kinds = pairs_by_kind(results)
     for verdict in verdicts(results, figures, pairs):
         mine = [each for each in figures if each.task == verdict.task]
         two = [pair for pair in pairs if pair.task == verdict.task]
@@ -32,6 +33,8 @@ def markdown(results: Results, figures: Sequence[Figures], pairs: Sequence[Pair]
         parts += [BRACKETS]
         parts += [table(main_table(verdict.task, mine))] * bool(mine)
         parts += [table(paired_table(verdict.task, mine[0].metric, two))] * bool(two)
+        by_kind = [pair for pair in kinds if pair.task == verdict.task]
+        parts += ["By kind of question:", table(paired_table(verdict.task, mine[0].metric, by_kind))] * bool(by_kind)
         parts += [command_block(results)]
     errors = errors_table(results)
     parts += ["## Errors", table(errors)] * bool(errors.lines)

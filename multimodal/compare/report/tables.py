@@ -89,7 +89,7 @@ def _figures(figures: Sequence[Figures]) -> Iterable[tuple[str, str, tuple[str, 
 
 
 def paired_table(task: str, metric: str, pairs: Sequence[Pair]) -> Table:
-    """How every two pipelines differ on one task."""
+    """How two pipelines differ on one task, or on a kind of its questions."""
     columns = (
         "Difference", "95 % interval", "Only first right", "Only second right", "Questions", "p", "Adjusted p (Holm)",
         "Smallest difference it could find",
@@ -99,7 +99,7 @@ def paired_table(task: str, metric: str, pairs: Sequence[Pair]) -> Table:
         found = pair.difference
         lines.append(
             Line(
-                f"{pair.first} {words.MINUS} {pair.second}",
+                f"{pair.first} {words.MINUS} {pair.second}{f', {pair.kind}' if pair.kind else ''}",
                 (
                     words.gap(found.value, metric, sign=True),
                     words.ends(found.low, found.high, metric),

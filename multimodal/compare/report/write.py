@@ -21,7 +21,7 @@ from multimodal.compare.report.spreadsheets import write_answers, write_figures
 from multimodal.compare.report.tables import errors_table, main_table, paired_table, steps_table
 from multimodal.compare.report.verdicts import BRACKETS, Verdict, verdicts
 from multimodal.compare.results import Results
-from multimodal.compare.summary import Figures, Pair, pairs_of, summarise
+from multimodal.compare.summary import Figures, Pair, pairs_by_kind, pairs_of, summarise
 
 HERE = Path(__file__).parent
 
@@ -91,11 +91,13 @@ def html(results: Results, figures: Sequence[Figures], pairs: Sequence[Pair], al
 def _task(results: Results, verdict: Verdict, figures: Sequence[Figures], pairs: Sequence[Pair]) -> dict[str, Any]:
     mine = [each for each in figures if each.task == verdict.task]
     two = [pair for pair in pairs if pair.task == verdict.task]
+    by_kind = [pair for pair in pairs_by_kind(results) if pair.task == verdict.task]
     return {
         "name": verdict.task,
         "verdict": verdict,
         "main": main_table(verdict.task, mine) if mine else None,
         "paired": paired_table(verdict.task, results.metric[verdict.task], two),
+        "kinds": paired_table(verdict.task, results.metric[verdict.task], by_kind),
         "plots": plots(results, verdict.task, mine),
         "steps": steps_table(verdict.task, mine),
     }
