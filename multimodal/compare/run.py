@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import random
 import re
 import threading
 import time
@@ -35,6 +36,8 @@ from multimodal.pipelines import Answer, Parts, Pipeline, PipelineError, Pipelin
 from multimodal.pipelines.patience import patiently
 
 SAME = ("tasks", "split", "limit", "seed", "shuffled")  # what a run keeps when it goes on
+SHUFFLED_MOST = 200  # questions: a control that says whether a pipeline looks needs no more, and costs as much a call
+AHEAD = 3  # questions that wait for their turn while answers are written down
 DEFAULT_PIPELINES = ("native", "text_only", "blind")
 
 
@@ -56,7 +59,7 @@ class CompareSettings:
         limit: Draw at most so many questions of each task.
         seed: Of that draw, and of the shuffled pictures.
         concurrency: Questions at a time. Seconds are honest at 1; more is for throughput.
-        shuffled: Also ask each pipeline that uses pictures about those of other questions.
+        shuffled: Also ask each pipeline that uses pictures about those of other questions, 200 of a task at most.
         tries: How often a question is asked while an endpoint is busy or away.
         retry_errors: Ask again what ended in an error before.
         max_cost: US dollars that the run may cost in all; None for no limit.
@@ -151,7 +154,10 @@ class _Run:
         """Have one pipeline answer one task."""
         samples = list(task.samples)
         if control == SHUFFLED:
-            samples = shuffle_images(samples, seed=self.settings.seed)
+            chance = random.Random(f"{self.settings.seed}/{task.name}")
+            some = sorted(chance.sample(range(len(samples)), min(len(samples), SHUFFLED_MOST)))
+            mixed = shuffle_images(samples, seed=self.settings.seed)
+            samples = [mixed[place] for place in some]
         keys = [Key(task.name, pipeline.name, control, sample.id) for sample in samples]
         digests = [_digest(pipeline, sample, task) for sample in samples]
         left = {key for key, digest in zip(keys, digests, strict=True) if not self._is_done(key, digest)}
@@ -280,6 +286,8 @@ def _said(error: Exception) -> str:
 def _evaluate(task: Task, samples: Sequence[Sample], name: str, answer: Callable[[str], Answer], run: _Run) -> None:
     """Let inspect-ai run the questions; what goes wrong with one of them is in its log."""
     os.environ.setdefault("INSPECT_DISABLE_MODEL_API", "1")
+    # It also traces into a file in the home folder, and complains in tracebacks where that is full.
+    os.environ.setdefault("INSPECT_TRACE_LEVEL", "CRITICAL")
     from inspect_ai import Task as InspectTask
     from inspect_ai import eval as inspect_eval
     from inspect_ai.dataset import MemoryDataset
@@ -331,8 +339,9 @@ def _evaluate(task: Task, samples: Sequence[Sample], name: str, answer: Callable
             log_dir=str(run.store.folder / "logs"),
             log_images=False,
             log_realtime=False,
-            display="none",
-            max_samples=settings.concurrency,
+            display="log",  # says nothing at its level, and unlike "none" draws no widget in Jupyter
+            # The pool alone says how many are answered at a time; what inspect-ai notes of one goes on beside the next.
+            max_samples=settings.concurrency + AHEAD,
             fail_on_error=False,
             score_display=False,
         )

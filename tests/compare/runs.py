@@ -19,6 +19,7 @@ QUESTIONS = 8
 PIPELINES = """
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from multimodal.images import load_image
 from multimodal.pipelines import Answer, PipelineError, Question, Step, Usage
 
 HERE = Path(__file__).parent
+FOUR = threading.Barrier(4)
 
 
 class Seeing:
@@ -45,10 +47,12 @@ class Seeing:
         os.write(begun, f"{self.name}|{picture}|{question.text}\\n".encode())
         os.close(begun)
         time.sleep(mood.get("pause", 0))
+        if mood.get("together"):
+            FOUR.wait(60)
         if picture == mood.get("fail"):
             kinds = {"own": PipelineError, "value": ValueError, "os": ConnectionError}
             if mood["kind"] == "busy":
-                raise PipelineError("busy", passing=True)
+                raise PipelineError("busy", passing=True, retry_after=mood.get("wait"))
             raise kinds[mood["kind"]](f"no {picture}\\n today")
         return Answer(
             self.say(question),

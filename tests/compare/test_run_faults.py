@@ -34,8 +34,9 @@ def command(folder: Path) -> list[str]:
 def begin(folder: Path, *, until: int) -> subprocess.Popen[str]:
     """Start the command in a process of its own, and wait until so many questions are asked."""
     process = subprocess.Popen(
-        command(folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command(folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what is started in the background ignores it
+    )  # fmt: skip
     while len(asked(folder)) < until:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -85,13 +86,13 @@ def test_an_interruption_ends_quickly_and_says_how_to_go_on(
     feel(folder, pause=0.2)
     process = begin(folder, until=3)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 130
     assert error.strip().splitlines()[-1] == "multimodal: interrupted: the same command goes on where it stopped"
     assert "Traceback" not in error
     before = asked(folder)
     kept = Journal(folder / "run" / "answers.jsonl").read()
-    assert len(kept) == len(before) <= 5  # what was being asked came to its end, and nothing more was asked
+    assert len(kept) == len(before) < QUESTIONS  # what was being asked came to its end, and nothing more was asked
 
     feel(folder)
     results = compare(settings(folder), progress=False)
@@ -100,13 +101,13 @@ def test_an_interruption_ends_quickly_and_says_how_to_go_on(
 
 
 def test_nobody_waits_for_a_busy_endpoint_after_an_interruption(folder: Path) -> None:
-    feel(folder, fail="red", kind="busy")
-    process = begin(folder, until=3)  # 1 and 2 seconds have passed, and 4 are to come
+    feel(folder, fail="red", kind="busy", wait=1000)  # a minute is waited at most
+    process = begin(folder, until=1)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130 and time.monotonic() - started < 3.5
-    assert len(asked(folder)) == 3
+    process.communicate(timeout=300)
+    assert process.returncode == 130 and time.monotonic() - started < 50
+    assert len(asked(folder)) == 1
 
 
 def test_a_full_disk_is_one_clear_message_and_the_run_goes_on(

@@ -10,6 +10,7 @@ import pytest
 
 from multimodal.compare import Figures, Results, Row, pairs_of, summarise
 from multimodal.compare.results import SHUFFLED, paired
+from multimodal.compare.summary import pairs_by_kind
 from multimodal.pipelines import Answer, Step, Usage
 
 
@@ -149,3 +150,20 @@ def test_each_task_is_corrected_for_its_own_pairs() -> None:
     assert found["slake", "b", "c"].adjusted_p == pytest.approx(3 * p)
     assert found["other", "a", "b"].adjusted_p == pytest.approx(p)
     assert found["slake", "b", "c"].value == -1
+
+
+def test_kinds_of_questions_have_pairs_of_their_own_with_the_first_pipeline() -> None:
+    rows = [
+        row(name, number, right if kind == "open" else 1, meta={"answer_type": kind})
+        for name, right in (("a", 1), ("b", 0), ("c", 1))
+        for number, kind in enumerate(["open"] * 6 + ["closed"] * 4)
+    ]
+    found = {(pair.kind, pair.first, pair.second): pair.difference for pair in pairs_by_kind(results(*rows))}
+    assert {place: (each.value, each.count) for place, each in found.items()} == {
+        ("open", "a", "b"): (1.0, 6),
+        ("open", "a", "c"): (0.0, 6),
+        ("closed", "a", "b"): (0.0, 4),
+        ("closed", "a", "c"): (0.0, 4),
+    }
+    assert found["open", "a", "b"].adjusted_p == pytest.approx(4 * 2 / 2**6)
+    assert pairs_by_kind(results(*[each for each in rows if each.meta["answer_type"] == "open"])) == []
