@@ -16,7 +16,7 @@ from multimodal.pipelines import Answer, Step, Usage
 
 def row(pipeline: str, number: int, right: float, *, picture: str = "", **changes: Any) -> Row:
     made = Row("slake", pipeline, str(number), "Q?", "yes", (Path(picture or f"{number}.png"),), Answer("yes"))
-    return replace(made, **{"scores": {"exact": float(right), "f1": 0.5}, **changes})  # type: ignore[type-var]
+    return replace(made, **{"scores": {"exact": float(right), "f1": 0.5}, **changes})
 
 
 def results(*rows: Row, metric: str = "exact", **changes: Any) -> Results:
@@ -106,7 +106,7 @@ def test_calibration_is_of_right_and_wrong_alone() -> None:
     sure = [row("native", number, right, answer=Answer("a", confidence=0.8)) for number, right in enumerate((1, 1, 0))]
     assert only(results(*sure)).calibration_error == pytest.approx(0.8 - 2 / 3)
     assert only(results(*sure, row("native", 9, 0))).calibration_error == pytest.approx(0.8 - 2 / 3)
-    long = [replace(each, scores={"rouge_l": 0.5}) for each in sure]  # type: ignore[type-var]
+    long = [replace(each, scores={"rouge_l": 0.5}) for each in sure]
     assert only(results(*long, metric="rouge_l")).calibration_error is None
     assert only(results(row("native", 1, 1))).calibration_error is None
 

@@ -72,7 +72,7 @@ def test_two_pictures_never_mix(tmp_path: Path) -> None:
     reader = Colour()
     kept = KeptReader(reader)
     colours = [(number, 0, 0) for number in range(5)]
-    shown = [saved(tmp_path, "same.png", colour) and kept.read(tmp_path / "same.png") for colour in colours]
+    shown = [kept.read(saved(tmp_path, "same.png", colour)) for colour in colours]
     assert [step.output for step in shown] == [str(colour) for colour in colours]
     assert [kept.read(plain(colour)).output for colour in colours] == [str(colour) for colour in colours]
     assert len({step.details["picture"] for step in shown}) == 5
