@@ -3,7 +3,7 @@
 
 PY := .venv/bin/python
 READY := .venv/.ready
-EXTRAS := compare,demo,medical,train,test,lint
+EXTRAS := compare,demo,medical,service,train,test,lint
 
 .PHONY: help setup demo test test-slow lint bench bench-training clean
 .DEFAULT_GOAL := help
