@@ -15,7 +15,7 @@ from torch import distributed
 
 Item = TypeVar("Item")
 
-MOST_LOADING = 12
+MOST_LOADING = 15
 GPU_TIMES = 16
 
 

@@ -158,9 +158,11 @@ def pictures_of(
 
 def stem_cache(
     model: FusionForConditionalGeneration, processor: FusionProcessor, settings: TrainingSettings
-) -> FeatureCache:
-    """The cache of what is below the stages of the encoder that the vision side's training opens."""
+) -> FeatureCache | None:
+    """The cache of what is below the stages that the vision side's training opens; None where it opens all."""
     assert settings.vision is not None
+    if settings.vision.stages >= len(model.model.vision_encoder.stages()):
+        return None
     return FeatureCache(
         settings.cache,
         encoder=model.model.vision_encoder,
@@ -222,6 +224,12 @@ def _train_vision(
     validation = data.validation if is_main() else {}
     whole = {path: "none" for found in validation.values() for sample in found for path in sample.images}
     stem = stem_cache(model, processor, settings)
+
+    def seen(kinds: Mapping[Path, str], views: Mapping[str, int]) -> Pictures:
+        if stem is None:  # nothing can be kept, so every draw is a view of its own
+            return LivePictures(kinds, image_processor=processor.image_processor)
+        return CachedPictures(stem, kinds, views=views)
+
     scores = train_vision(
         model,
         [
@@ -229,11 +237,11 @@ def _train_vision(
             for name, found in data.samples.items()
             for sample in list(found) * max(round(settings.data.get(name, 1.0)), 1)
         ],
-        CachedPictures(stem, data.kinds, views=settings.views),
+        seen(data.kinds, settings.views),
         settings.vision,
         output=settings.output / "vision",
         validation=validation,
-        validation_pictures=CachedPictures(stem, whole, views={"none": 1}),
+        validation_pictures=seen(whole, {"none": 1}),
     )
     for name, (count, share) in scores.items():
         say(f"{name}: the head alone answers {share:.1%} of {count} validation questions with a short answer")

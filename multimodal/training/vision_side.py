@@ -56,7 +56,8 @@ class VisionSettings:
     """How the vision side is trained.
 
     Attributes:
-        stages: Last stages of the encoder that learn.
+        stages: Last stages of the encoder that learn. Below them, kept views are all that is seen; with all stages open
+            each draw of a picture is a new view, which wants a GPU.
         epochs: Passes over the pictures (one with many questions comes several times in each).
         batch_size: Pictures in a step.
         learning_rate: Of resampler and head: a peak, reached after 5 % of the steps, then a cosine to zero.
@@ -123,7 +124,9 @@ class VisionSide(nn.Module):
             rows: As for the head.
             layouts: ``(N, R, B)``, the share of each cell that a thing's boxes cover; below 0 where nobody knows.
         """
-        features, grid = as_grid(self.encoder.run_stages(states, self.start), self.encoder.config.name)
+        with torch.autocast(states.device.type, torch.bfloat16, enabled=states.is_cuda):
+            features, grid = as_grid(self.encoder.run_stages(states, self.start), self.encoder.config.name)
+        features = features.float()
         regions, maps = self.resampler(features, grid, output_attentions=True)  # (N, L, D), (N, L, R)
         logits, attention = self.head(regions, questions, of_picture, rows)
         losses = functional.cross_entropy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from multimodal.data.refusals import REFUSALS
 from multimodal.fusion import FusionForConditionalGeneration, FusionProcessor, VisionEncoder
 from multimodal.fusion.bases import read_tensors
 from multimodal.model import MultiModalModel
-from multimodal.training import checkpoints
+from multimodal.training import checkpoints, question_head
 from multimodal.training import train as training
+from multimodal.training.augmentation import View
 from multimodal.training.averaging import MovingAverage
 from multimodal.training.checkpoints import last_checkpoint, remove_incomplete
 from multimodal.training.collator import FusionCollator, Source, TrainingSet
@@ -30,8 +32,9 @@ from multimodal.training.pictures import LivePictures
 from multimodal.training.train import TrainingSettings, train
 from multimodal.training.trainer import FusionTrainer, box_losses
 from multimodal.training.validation import Validation, choose_questions
+from multimodal.training.vision_side import VisionSettings
 from tests.fusion.tiny import open_gates
-from tests.training.tiny import draw, tiny_model
+from tests.training.tiny import draw, save_sequential_encoder, tiny_model
 
 Fused = tuple[FusionForConditionalGeneration, FusionProcessor]
 
@@ -385,6 +388,38 @@ class TestTrainedEncoder:
         assert any(name.startswith("model.vision_encoder.") for name in moved)
         assert not any(name.endswith(("running_mean", "running_var")) for name in moved)
         assert {tensor.dtype for tensor in model.state_dict().values()} <= {torch.bfloat16, torch.int64}
+
+
+class TestAllStagesOpenFirst:
+    """The vision side's training opens the whole encoder: nothing can be kept, so every draw is a view of its own."""
+
+    def test_views_are_drawn_anew_and_what_is_kept_is_the_trained_encoder_s(
+        self, bases: tuple[str, str], settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        views: dict[Path, set[View]] = defaultdict(set)
+        original = LivePictures.draw
+
+        def draw(self: LivePictures, path: Path, seed: str) -> tuple[torch.Tensor, View]:
+            pixels, view = original(self, path, seed)
+            views[path].add(view)
+            return pixels, view
+
+        monkeypatch.setattr(LivePictures, "draw", draw)
+        monkeypatch.setattr(question_head, "WIDTH", 64)
+        model, processor = tiny_model(bases[0], save_sequential_encoder(tmp_path / "encoder"), images_last=True)
+        stages = len(model.model.vision_encoder.stages())
+        before = state(model)
+        cache = tmp_path / "cache"
+        train(
+            model,
+            processor,
+            changed(settings, cache=cache, vision=VisionSettings(stages=stages, epochs=3), views={"medical": 1}),
+        )
+        assert max(len(its) for its in views.values()) >= 3  # one in each epoch, though one view is kept
+        moved = {name for name in differing(before, state(model)) if name.startswith("model.vision_encoder.")}
+        assert "model.vision_encoder.trunk.features.0.weight" in moved  # the very first convolution
+        (kept,) = cache.glob("*.names")  # features of the trained encoder; nothing from below it
+        assert len(kept.read_text().splitlines()) == len({name.split()[0] for name in kept.read_text().splitlines()})
 
 
 class TestWhatIsToldFirst:
