@@ -1,4 +1,5 @@
 // One token in each of many rows of a fused model, in a single call: what `multimodal.engine.native` compiles and calls.
+// Rows of one slot, in the order of their positions, are a piece of a prompt: each sees those before it.
 //
 // What it does: the whole decode step (embedding, gated cross-attention blocks, decoder layers, head) on weights that
 // lie in tiles of 16 outputs, in int8, int4 or bfloat16. What it does not know: requests, sampling, pictures' pixels.
@@ -578,26 +579,30 @@ class Pass {
       : model_(model), space_(space), x_(x), rows_(rows), count_(count), phase_(space.phases.data()) {
     for (int row = 0; row < count; row++) {
       all_[row] = row;
+      for (int other = 0; other < row; other++) shared_ |= rows[other].slot == rows[row].slot;
       if (rows[row].first_region < rows[row].end_region) seeing_[seeing_count_++] = row;
     }
   }
 
-  void forward(float* logits, int64_t stride) {
+  // `logits` are those of the rows from `first` on.
+  void forward(float* logits, int64_t stride, int first) {
     embed();
     for (int64_t index = 0; index < model_.layer_count; index++) {
       const int64_t block = model_.block_at[index];
       if (block >= 0 && seeing_count_) layer(model_.blocks[block], seeing_, seeing_count_, block, true);
       layer(model_.layers[index], all_, count_, index, false);
     }
+    const int wanted = count_ - first;
+    if (wanted <= 0) return;
     const Linear& head = model_.head;
     const int64_t tiles = head.outputs / kTile, at_once = 32;
     run(
-        *phase_++, divided(tiles, at_once), [&] { normalise(head, all_, count_); },
+        *phase_++, divided(tiles, at_once), [&] { normalise(head, all_ + first, wanted); },
         [&](int64_t part) {
           for (int64_t tile = part * at_once; tile < std::min(tiles, (part + 1) * at_once); tile++) {
             float out[kRows * kTile];
-            multiply_tile(head, tile, x_, count_, out);
-            for (int i = 0; i < count_; i++)
+            multiply_tile(head, tile, x_, wanted, out);
+            for (int i = 0; i < wanted; i++)
               std::memcpy(logits + i * stride + tile * kTile, out + i * kTile, sizeof(float) * kTile);
           }
         });
@@ -635,10 +640,14 @@ class Pass {
           }
         });
     const int64_t heads = cross ? model_.cross_kv_heads : model_.kv_heads;
+    if (shared_ && !cross)  // a row reads what the others of its slot write
+      run(
+          *phase_++, count * heads, [] {}, [&](int64_t part) { write(rows[part / heads], part % heads, index); });
     run(
         *phase_++, count * heads, [] {},
         [&](int64_t part) {
           const int row = rows[part / heads];
+          if (!cross && !shared_) write(row, part % heads, index);
           cross ? cross_attention(row, part % heads, index) : self_attention(row, part % heads, index);
         });
     add(layer.o, space_.attended, rows, count, layer.attention_gate ? space_.attention_weight : nullptr);
@@ -686,22 +695,33 @@ class Pass {
         });
   }
 
-  void self_attention(int row, int64_t head, int64_t index) {
+  // Where a slot's keys and values of a layer and head begin.
+  int64_t start_of(int row, int64_t head, int64_t index) const {
+    const int64_t slot = index * model_.slots + rows_[row].slot;
+    return (slot * model_.kv_heads + head) * model_.positions * model_.head_dim;
+  }
+
+  // Turns queries and key by their position, and puts key and value into the cache.
+  void write(int row, int64_t head, int64_t index) {
     const int64_t width = model_.head_dim, group = model_.heads / model_.kv_heads, at = rows_[row].position;
-    const int64_t start = ((index * model_.slots + rows_[row].slot) * model_.kv_heads + head) * model_.positions * width;
     float* queries = space_.qkv[row] + head * group * width;
     float* key = space_.qkv[row] + (model_.heads + head) * width;
     const float* value = key + model_.kv_heads * width;
     const float *cos = model_.cos + at * width, *sin = model_.sin + at * width;
     for (int64_t g = 0; g < group; g++) rotate(queries + g * width, cos, sin, width);
     rotate(key, cos, sin, width);
-    bfloat16 *keys = model_.keys + start, *values = model_.values + start;
+    const int64_t to = start_of(row, head, index) + at * width;
     for (int64_t c = 0; c < width; c++) {
-      keys[at * width + c] = narrow(key[c]);
-      values[at * width + c] = narrow(value[c]);
+      model_.keys[to + c] = narrow(key[c]);
+      model_.values[to + c] = narrow(value[c]);
     }
-    attend_any(queries, keys, values, group, at + 1, width, x_.scores[0],
-               space_.attended[row] + head * group * width);
+  }
+
+  void self_attention(int row, int64_t head, int64_t index) {
+    const int64_t width = model_.head_dim, group = model_.heads / model_.kv_heads;
+    const int64_t start = start_of(row, head, index), place = head * group * width;
+    attend_any(space_.qkv[row] + place, model_.keys + start, model_.values + start, group, rows_[row].position + 1,
+               width, x_.scores[0], space_.attended[row] + place);
   }
 
   void cross_attention(int row, int64_t head, int64_t index) {
@@ -724,6 +744,7 @@ class Pass {
   Activations& x_;
   const Row* rows_;
   int count_, seeing_count_ = 0;
+  bool shared_ = false;  // some rows have one slot
   int all_[kRows], seeing_[kRows];
   Phase* phase_;
 };
@@ -943,7 +964,7 @@ void fit_group(const float* values, float* best_step, float* best_minimum) {
 
 extern "C" {
 
-int64_t multimodal_version() { return 1; }
+int64_t multimodal_version() { return 2; }
 
 // Whether tiles of a kind are interleaved.
 int64_t multimodal_interleaved(int64_t kind) { return interleaved(kind); }
@@ -952,9 +973,10 @@ void* multimodal_workspace(const Model* model, int64_t threads) { return new (st
 
 void multimodal_free(void* workspace) { delete static_cast<Workspace*>(workspace); }
 
-// One token in each row; `logits` (count, stride), in float32. The workspace is that of this model and as many threads.
-void multimodal_step(const Model* model, void* workspace, const Row* rows, int64_t count, float* logits, int64_t stride,
-                     int64_t threads) {
+// One token in each row; `logits` (wanted, stride) of the last rows, in float32. The workspace is that of this model and
+// as many threads.
+void multimodal_step(const Model* model, void* workspace, const Row* rows, int64_t count, int64_t wanted, float* logits,
+                     int64_t stride, int64_t threads) {
   Workspace& space = *static_cast<Workspace*>(workspace);
   threads = std::min<int64_t>(threads, static_cast<int64_t>(space.activations.size()));
   for (int64_t start = 0; start < count; start += kRows) {
@@ -963,6 +985,8 @@ void multimodal_step(const Model* model, void* workspace, const Row* rows, int64
       phase.done.store(0, std::memory_order_relaxed);
     }
     const int now = static_cast<int>(std::min<int64_t>(kRows, count - start));
+    const int first = static_cast<int>(std::clamp<int64_t>(count - wanted - start, 0, now));
+    float* to = first < now ? logits + (start + first - (count - wanted)) * stride : nullptr;
 #pragma omp parallel num_threads(static_cast<int>(threads))
     {
 #ifdef _OPENMP
@@ -970,7 +994,7 @@ void multimodal_step(const Model* model, void* workspace, const Row* rows, int64
 #else
       const int thread = 0;
 #endif
-      Pass(*model, space, space.activations[thread], rows + start, now).forward(logits + start * stride, stride);
+      Pass(*model, space, space.activations[thread], rows + start, now).forward(to, stride, first);
     }
   }
 }

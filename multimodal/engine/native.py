@@ -1,9 +1,9 @@
 """A runner whose steps are one call of compiled code on packed weights: int8, int4 or bfloat16, on a CPU.
 
-What it does: packs the weights into the tiles that ``native.cpp`` reads, and calls it. Prompts run in torch, as in the
-runner that it extends, on one matrix at a time that is unpacked from the tiles into a scratch buffer. What always
-holds: the tiles are the only copy of the weights that this module keeps; what a row gets hangs on that row alone, bit
-for bit.
+What it does: packs the weights into the tiles that ``native.cpp`` reads, and calls it. Long pieces of a prompt run in
+torch, as in the runner that it extends, on one matrix at a time that is unpacked from the tiles into a scratch buffer;
+unpacking takes as long as five steps or so, so short ones are steps of several tokens. What always holds: the tiles are
+the only copy of the weights that this module keeps; what a row gets hangs on that row alone, bit for bit.
 
 Norm weights stay outside of the matrices and are multiplied into the activations: the values of a decoder that was in
 4 bits once, in groups of 32, are found again without a loss; multiplied by a norm's weight they would not be.
@@ -36,7 +36,8 @@ KINDS: dict[Precision, int] = {"int8": 0, "int4": 1, "bfloat16": 2}
 TILE = 16  # outputs of a tile
 INPUTS = 64  # inputs are padded to a multiple of it
 GROUP = 32  # inputs that share a step and a minimum in int4
-VERSION = 1
+SHORT = 48  # tokens of a piece of a prompt up to which steps of eight are sooner done than unpacked matrices
+VERSION = 2
 
 
 class _CLinear(ctypes.Structure):
@@ -97,7 +98,7 @@ def library(path: Path) -> ctypes.CDLL:
         ("interleaved", integer, (integer,)),
         ("workspace", pointer, (pointer, integer)),
         ("free", None, (pointer,)),
-        ("step", None, (pointer, pointer, pointer, integer, pointer, integer, integer)),
+        ("step", None, (pointer, pointer, pointer, integer, integer, pointer, integer, integer)),
         ("unpack", None, (pointer, pointer, integer, integer)),
         ("has_linear", integer, ()),
         ("linear", None, (pointer, pointer, integer, integer, pointer, integer)),
@@ -258,12 +259,12 @@ def _padded(size: int, to: int) -> int:
 
 
 class NativeRunner(TorchRunner):
-    """Steps in compiled code; prompts in torch.
+    """Steps and short pieces of a prompt in compiled code; long pieces in torch.
 
     Args:
         model: A fused model without an :func:`obstacle`; it stays as it is.
         precision: Of the weights. In int4, the head is kept in int8.
-        dtype: What prompts are computed in: float32 or bfloat16.
+        dtype: What long pieces of a prompt are computed in: float32 or bfloat16.
         slots: As :class:`~multimodal.engine.runner.Runner`.
         positions: Likewise.
         pictures: Likewise.
@@ -389,6 +390,10 @@ class NativeRunner(TorchRunner):
 
     def step(self, rows: Sequence[Row], adapter: str | None = None) -> torch.Tensor:
         """One token in each row, in one call."""
+        return self._step(rows, adapter, len(rows))
+
+    def _step(self, rows: Sequence[Row], adapter: str | None, wanted: int) -> torch.Tensor:
+        """Rows of one slot are a piece of its text, in order; logits of the last rows, ``(wanted, V)``."""
         prepared = self._prepare(adapter)
         passed = (_CRow * len(rows))()
         for to, row in zip(passed, rows, strict=True):
@@ -400,9 +405,18 @@ class NativeRunner(TorchRunner):
                 raise ValueError(f"token {row.token} behind {row.pictures} pictures is not one of this model's")
             to.slot, to.token, to.position = row.slot, row.token, row.length
             to.first_region, to.end_region = self._span(row.pictures)
-        return prepared.step(passed)
+        return prepared.step(passed, wanted)
 
     # ---- prompts
+
+    def read(
+        self, slot: int, tokens: Sequence[int], start: int, seen: Sequence[int], adapter: str | None = None
+    ) -> torch.Tensor:
+        """As :class:`TorchRunner`; a short piece as the steps that its tokens would be, eight at a time."""
+        if len(tokens) > SHORT:
+            return super().read(slot, tokens, start, seen, adapter)
+        places = zip(tokens, range(start, start + len(tokens)), seen, strict=True)
+        return self._step([Row(slot, *place) for place in places], adapter, 1)[0]
 
     def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
         return functional.embedding(torch.tensor(tokens), self.embedding).to(self.dtype)
@@ -446,8 +460,8 @@ class _Prepared:
         self.kept.append(torch.cat([gate.weight.float().flatten(), gate.bias.float().flatten()]))  # (D + 1,)
         return int(self.kept[-1].data_ptr())
 
-    def step(self, rows: Any) -> torch.Tensor:
-        """Logits ``(B, V)`` of an array of ``_CRow``."""
+    def step(self, rows: Any, wanted: int) -> torch.Tensor:
+        """Logits ``(wanted, V)`` of the last of an array of ``_CRow``."""
         threads = torch.get_num_threads()
         if threads != self.threads:
             if self._release is not None:
@@ -457,9 +471,9 @@ class _Prepared:
                 raise MemoryError("there is no memory for the workspace of a step")
             self.threads = threads
             self._release = weakref.finalize(self, self.code.multimodal_free, self.workspace)
-        logits = torch.empty(len(rows), self.columns)
+        logits = torch.empty(wanted, self.columns)
         self.code.multimodal_step(
-            *(ctypes.byref(self.model), self.workspace, rows, len(rows)),
+            *(ctypes.byref(self.model), self.workspace, rows, len(rows), wanted),
             *(logits.data_ptr(), logits.stride(0), threads),
         )
         return logits[:, : self.vocabulary]

@@ -14,13 +14,13 @@ import torch
 from torch.nn import functional
 
 from multimodal.engine import Engine, build
-from multimodal.engine.native import KINDS, NativeRunner, Precision, Tiles, library, obstacle, pack_tiles
+from multimodal.engine.native import KINDS, SHORT, NativeRunner, Precision, Tiles, library, obstacle, pack_tiles
 from multimodal.engine.runner import Packed, PictureStates, Row, TorchRunner
 from multimodal.fusion import FusionForConditionalGeneration
 from tests.engine.conftest import mixed_requests
 from tests.fusion.tiny import assert_close, assert_same, text_config, tiny_model, tiny_tokenizer, words
 
-SIZES = {"slots": 12, "positions": 48, "pictures": 2}
+SIZES = {"slots": 12, "positions": 64, "pictures": 2}
 LIMITS: dict[Precision, float] = {"bfloat16": 0.05, "int8": 0.1}  # of the largest logit; random weights, no outliers
 ODD = {"hidden_size": 40, "intermediate_size": 50, "num_attention_heads": 4}  # no multiple of 16 anywhere
 WIDE = {
@@ -132,12 +132,25 @@ class TestAgainstTorch:
         actual = steps(runner, filled(runner))
         assert_close(actual, expected, limit=0.06 * expected.abs().max().item())
 
+    @pytest.mark.parametrize("precision", LIMITS)
+    @pytest.mark.parametrize("length", [SHORT, SHORT + 1], ids=["steps", "matrices"])
+    def test_prompts(
+        self, path: Path, model: FusionForConditionalGeneration, precision: Precision, length: int
+    ) -> None:
+        runner, oracle = native(model, precision, path), TorchRunner(model, torch.float32, **SIZES)
+        for one in (runner, oracle):
+            one.see(0, 0, picture(model, 0))
+            one.read(0, words(10), 0, [0] * 4 + [1] * 6)
+        tokens, seen = words(length, seed=1), [1] * length
+        expected = oracle.read(0, tokens, 10, seen)
+        assert_close(runner.read(0, tokens, 10, seen), expected, limit=LIMITS[precision] * expected.abs().max().item())
+
     @pytest.mark.parametrize("precision", KINDS)
     def test_prompts_in_bfloat16(self, path: Path, model: FusionForConditionalGeneration, precision: Precision) -> None:
         exact, rounded = native(model, precision, path), native(model, precision, path, torch.bfloat16)
         for runner in (exact, rounded):
             runner.see(0, 0, picture(model, 0))
-        tokens, seen = words(40), [0] * 3 + [1] * 37
+        tokens, seen = words(SHORT + 9), [0] * 3 + [1] * (SHORT + 6)
         expected = exact.read(0, tokens, 0, seen)
         assert_close(rounded.read(0, tokens, 0, seen), expected, limit=0.08 * expected.abs().max().item())
 
@@ -170,6 +183,25 @@ class TestRows:
         for count in range(2, 8):  # each has a kernel of its own
             assert_same(steps(together, rows[:count]), expected[:, :count], f"{count} rows")
 
+    @pytest.mark.parametrize("precision", KINDS)
+    @pytest.mark.parametrize("visibility", ["all_previous", "latest"])
+    def test_a_short_prompt_is_what_its_tokens_are_one_by_one(
+        self, path: Path, precision: Precision, visibility: str, threads: None
+    ) -> None:
+        model = tiny_model(visibility=visibility)
+        at_once, one_by_one = native(model, precision, path), native(model, precision, path)
+        tokens, seen = words(SHORT - 1), [0] * 3 + [1] * 9 + [2] * (SHORT - 13)
+        for runner in (at_once, one_by_one):
+            for place in range(2):
+                runner.see(4, place, picture(model, place))
+        torch.set_num_threads(1)
+        for place, (token, pictures) in enumerate(zip(tokens, seen, strict=True)):
+            expected = one_by_one.step([Row(4, token, place, pictures)])[0]
+        torch.set_num_threads(2)
+        for _ in range(5):  # threads meet differently each time
+            assert_same(at_once.read(4, tokens, 0, seen), expected)
+        assert_same(*(runner.step([Row(4, 9, len(tokens), 2)]) for runner in (at_once, one_by_one)))
+
     @pytest.mark.parametrize("visibility", ["all_previous", "latest"])
     def test_without_a_picture_it_is_the_bare_decoder(self, path: Path, visibility: str) -> None:
         open_, shut = tiny_model(visibility=visibility), tiny_model(visibility=visibility, shut=True)
@@ -192,7 +224,7 @@ class TestRows:
 
     def test_what_is_out_of_range_is_refused(self, path: Path, model: FusionForConditionalGeneration) -> None:
         runner = native(model, "int8", path)
-        for row in (Row(12, 5, 0, 0), Row(0, 97, 0, 0), Row(0, 5, 48, 0), Row(0, 5, 0, 3), Row(-1, 5, 0, 0)):
+        for row in (Row(12, 5, 0, 0), Row(0, 97, 0, 0), Row(0, 5, 64, 0), Row(0, 5, 0, 3), Row(-1, 5, 0, 0)):
             with pytest.raises(ValueError, match=r"slot|token"):
                 runner.step([row])
 
