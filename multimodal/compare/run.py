@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
@@ -144,7 +145,7 @@ class _Run:
     def __init__(self, settings: CompareSettings, store: Store, judge: Judge | None, progress: bool) -> None:
         self.settings, self.store, self.judge, self.progress = settings, store, judge, progress
         self.records = store.records()
-        self.spent = sum(each.answer.cost or 0.0 for each in self.records.values() if each.answer is not None)
+        self.spent = sum(each.cost for each in self.records.values())
         self.fatal: BaseException | None = None
         self.over = threading.Event()  # nothing more is asked
         self.judging = 0.0  # seconds that the judge has taken
@@ -219,38 +220,40 @@ class _Run:
             raise self.fatal
         try:
             self._check_budget()
-            answer = self._kept(key, digest)
-            if answer is None:
+            record = Record(digest, self._kept(key, digest), images=_shown(sample, key.control))
+            if record.answer is None:
                 question = Question(sample.question, tuple(sample.images), max_new_tokens=task.max_new_tokens)
                 try:
                     answer = patiently(lambda: pipeline.answer(question), tries=self.settings.tries, pause=self._pause)
                 except _FATAL:
                     raise
                 except Exception as error:
-                    self._keep(key, Record(digest, error=_said(error)))
+                    self._keep(key, replace(record, error=_said(error)))
                     raise
-                with self._lock:
-                    self.spent += answer.cost or 0.0
-                self._keep(key, Record(digest, answer))
+                record = replace(record, answer=answer)
+                self._keep(key, record)
+                self._pay(answer.cost)
             if self.judge is not None:
-                self._keep(key, self._judged(self.judge, sample, answer, digest))
-            return answer
+                self._keep(key, self._judged(self.judge, sample, record))
+            return record.answer
         except _FATAL as error:
             self.fatal = error
             raise
 
-    def _judged(self, judge: Judge, sample: Sample, answer: Answer, digest: str) -> Record:
+    def _judged(self, judge: Judge, sample: Sample, record: Record) -> Record:
         """An answer with what the judge says of it; where it fails, the answer is kept."""
-        started = time.perf_counter()
+        assert record.answer is not None
+        text, started = record.answer.text, time.perf_counter()
         try:
             said = patiently(
-                lambda: judge.score(sample.question, answer.text, sample.answer),
+                lambda: judge.score(sample.question, text, sample.answer),
                 tries=self.settings.tries,
                 pause=self._pause,
             )
-            return Record(digest, answer, judged=said)
+            self._pay(said.cost)
+            return replace(record, judged=said.score, judge_cost=said.cost or 0.0)
         except PipelineError as error:
-            return Record(digest, answer, error=_said(error))
+            return replace(record, error=_said(error))
         finally:
             with self._lock:
                 self.judging += time.perf_counter() - started
@@ -259,6 +262,10 @@ class _Run:
         self.store.add(key, record)
         with self._lock:
             self.records[key] = record
+
+    def _pay(self, cost: float | None) -> None:
+        with self._lock:
+            self.spent += cost or 0.0
 
     def _check_budget(self) -> None:
         most = self.settings.max_cost
@@ -365,8 +372,23 @@ def _evaluate(task: Task, samples: Sequence[Sample], name: str, answer: Callable
 
 
 def _digest(pipeline: Pipeline, sample: Sample, task: Task) -> str:
-    asked = [pipeline.digest, sample.question, [str(path) for path in sample.images], task.max_new_tokens]
+    """Tells what was asked by its content: the same picture in another place is the same question."""
+    pictures = [_content(path) for path in sample.images]
+    asked = [pipeline.digest, sample.question, pictures, task.max_new_tokens]
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+
+
+def _shown(sample: Sample, control: str) -> tuple[str, ...]:
+    """The pictures that are not the question's own."""
+    return tuple(map(str, sample.images)) if control == SHUFFLED else ()
+
+
+@lru_cache(maxsize=4096)
+def _content(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:  # whoever answers will say so
+        return str(path)
 
 
 def _note(

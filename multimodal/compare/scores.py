@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -89,6 +90,14 @@ def has_refused(text: str) -> bool:
     return bool(REFUSAL.search(text)) or any(exact_match(text, refusal) for refusal in REFUSALS.values())
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge said of an answer: 1 or 0, and what asking cost in US dollars; None where that is not known."""
+
+    score: float
+    cost: float | None
+
+
 class Judge:
     """A language model that says whether two answers mean the same: the score ``"judged"``.
 
@@ -99,20 +108,20 @@ class Judge:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
 
-    def score(self, question: str, text: str, target: str) -> float:
+    def score(self, question: str, text: str, target: str) -> Judgement:
         """1 if it says yes, 0 if no.
 
         Raises:
             PipelineError: If it says neither, or does not answer.
         """
         prompt = JUDGE.format(question=question, target=target, text=text)
-        said = self.endpoint.ask([{"role": "user", "content": prompt}], max_new_tokens=8).text
-        words = words_of(said)
+        said = self.endpoint.ask([{"role": "user", "content": prompt}], max_new_tokens=8)
+        words = words_of(said.text)
         if not words or words[0] not in ("yes", "no"):
             raise PipelineError(
-                f"the judge at {self.endpoint.url} says neither yes nor no ({said[:40]!r}): use a larger one"
+                f"the judge at {self.endpoint.url} says neither yes nor no ({said.text[:40]!r}): use a larger one"
             )
-        return float(words[0] == "yes")
+        return Judgement(float(words[0] == "yes"), said.cost)
 
 
 @cache

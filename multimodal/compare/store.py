@@ -52,12 +52,21 @@ class Record:
         answer: The answer; None after an error.
         error: What went wrong; beside an answer, what went wrong with the judge.
         judged: What the judge said; None where none was asked.
+        judge_cost: What the judge charged, in US dollars.
+        images: The pictures that were shown where they are not the question's own.
     """
 
     digest: str
     answer: Answer | None = None
     error: str = ""
     judged: float | None = None
+    judge_cost: float = 0.0
+    images: tuple[str, ...] = ()
+
+    @property
+    def cost(self) -> float:
+        """What answer and judge charged, as far as that is known."""
+        return (0.0 if self.answer is None else self.answer.cost or 0.0) + self.judge_cost
 
 
 class Store:
@@ -93,7 +102,14 @@ class Store:
         for line in self._answers.read():
             answer = None if line["answer"] is None else Answer.from_dict(line["answer"])
             key = Key(line["task"], line["pipeline"], line["control"], line["id"])
-            found[key] = Record(line["digest"], answer, line["error"], line["judged"])
+            found[key] = Record(
+                digest=line["digest"],
+                answer=answer,
+                error=line["error"],
+                judged=line["judged"],
+                judge_cost=line.get("judge_cost", 0.0),
+                images=tuple(line.get("images", ())),
+            )
         return found
 
     def add(self, key: Key, record: Record) -> None:
@@ -103,8 +119,7 @@ class Store:
             OSError: If the disk is full.
         """
         answer = None if record.answer is None else record.answer.to_dict()
-        said = {"digest": record.digest, "answer": answer, "error": record.error, "judged": record.judged}
-        self._answers.append({**vars(key), **said})
+        self._answers.append({**vars(key), **vars(record), "answer": answer})
 
     def add_group(self, **figures: Any) -> None:
         """Write down what was measured of a pipeline on a task."""
@@ -205,7 +220,7 @@ def _row(
         id=question["id"],
         question=question["question"],
         target=question["target"],
-        images=tuple(Path(image) for image in question["images"]),
+        images=tuple(Path(image) for image in record.images or question["images"]),
         answer=record.answer,
         error=record.error if record.answer is None else "",
         scores=scores,

@@ -119,6 +119,7 @@ class Endpoint:
         self.url, self.named, self.key, self.price, self.timeout = url.rstrip("/"), model, key, price, timeout
         self.needs_key, self.remote = needs_key, parts.hostname not in LOOPBACK
         self.digest = digest or f"{self.url} {model}"
+        self._length, self._greedy = "max_tokens", True  # how this model is told the length, and to be greedy
 
     @cached_property
     def _client(self) -> Any:
@@ -173,7 +174,7 @@ class Endpoint:
         return found[0]
 
     def ask(self, messages: Sequence[Mapping[str, Any]], *, max_new_tokens: int) -> Said:
-        """Have the model answer a chat, greedily.
+        """Have the model answer a chat, greedily where it can be told to.
 
         Raises:
             PipelineError: If it does not answer, or not as such an endpoint does.
@@ -182,27 +183,17 @@ class Endpoint:
         sent = _with_data_uris(messages)
         model, started, first, pieces, usage, reason = self.model, time.perf_counter(), None, [], None, None
         whole: str | None = None
-        with _told(self):
-            stream = self._client.chat.completions.create(
-                model=model,
-                messages=sent,
-                max_tokens=max_new_tokens,
-                temperature=0,
-                stream=True,
-                stream_options={"include_usage": True},
-                extra_headers=self._headers,
-            )
-            with stream:
-                if "event-stream" not in stream.response.headers.get("content-type", ""):
-                    whole = stream.response.read().decode(errors="replace")
-                for chunk in stream:
-                    whole = None  # it streams all the same
-                    usage = chunk.usage or usage
-                    for choice in chunk.choices:
-                        if choice.delta.content:
-                            first = first or time.perf_counter()
-                            pieces.append(choice.delta.content)
-                        reason = choice.finish_reason or reason
+        with _told(self), self._begin(model, sent, max_new_tokens) as stream:
+            if "event-stream" not in stream.response.headers.get("content-type", ""):
+                whole = stream.response.read().decode(errors="replace")
+            for chunk in stream:
+                whole = None  # it streams all the same
+                usage = chunk.usage or usage
+                for choice in chunk.choices:
+                    if choice.delta.content:
+                        first = first or time.perf_counter()
+                        pieces.append(choice.delta.content)
+                    reason = choice.finish_reason or reason
             if whole is not None:
                 text, usage, reason = _in_one_piece(whole)
                 pieces = [text]
@@ -222,6 +213,31 @@ class Endpoint:
             cost=None if self.price is None or usage is None else self.price.of(took),
             finished=reason == "stop",
         )
+
+    def _begin(self, model: str, messages: Sequence[Mapping[str, Any]], max_new_tokens: int) -> Any:
+        """Ask, in words that the model takes: newer ones of OpenAI's refuse ``max_tokens`` and a temperature."""
+        from openai import BadRequestError
+
+        while True:
+            how = {self._length: max_new_tokens, **({"temperature": 0} if self._greedy else {})}
+            try:
+                return self._client.chat.completions.create(
+                    model=model,
+                    messages=messages,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    extra_headers=self._headers,
+                    **how,
+                )
+            except BadRequestError as error:
+                if error.code not in ("unsupported_parameter", "unsupported_value") or error.param not in how:
+                    raise
+                if error.param == "max_tokens":
+                    self._length = "max_completion_tokens"
+                elif error.param == "temperature":
+                    self._greedy = False
+                else:
+                    raise
 
     def prepare(self) -> None:
         """Find out what the model is called: the endpoint must answer."""

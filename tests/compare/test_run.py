@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 from inspect_ai.log import EvalLog, read_eval_log
 
-from multimodal.compare import BudgetError, Results, compare, pairs_of, read_results, summarise
+from multimodal.compare import BudgetError, Results, compare, pairs_of, read_results, run, summarise
 from multimodal.compare.results import SHUFFLED
 from multimodal.compare.store import Store
-from multimodal.pipelines import PipelineError, patience
+from multimodal.pipelines import PipelineError, PipelineSettings, patience
+from multimodal.pipelines.endpoint import Price
 from tests.compare.runs import QUESTIONS, asked, feel, said, settings, write
-from tests.pipelines.endpoints import Scripted, refusing, scripted
+from tests.pipelines.endpoints import Reply, Scripted, refusing, saying, scripted
 
 
 @pytest.fixture
@@ -127,7 +129,9 @@ def test_the_control_shows_other_pictures(folder: Path) -> None:
     control = results.select(task="colours", pipeline="seeing", control=SHUFFLED)
     seen = [line.split("|")[1] for line in asked(folder) if line.startswith("seeing")][QUESTIONS:]
     assert len(control) == QUESTIONS
-    assert all(row.images[0].stem != other for row, other in zip(control, seen, strict=True))
+    assert [row.images[0].stem for row in control] == seen  # a row names what was shown
+    own = {row.id: row.images for row in results.select(task="colours", pipeline="seeing")}
+    assert all(row.images != own[row.id] for row in control)
     seeing, guessing = summarise(results)
     assert seeing.shuffled is not None and seeing.score is not None and guessing.shuffled is None
     assert seeing.shuffled.value < seeing.score.value
@@ -220,6 +224,24 @@ def test_a_spending_cap_stops_before_the_next_call(folder: Path) -> None:
     results = go(folder, max_cost=4.01)
     assert len(asked(folder)) == len(set(asked(folder))) == 2 * QUESTIONS
     assert said(results) == said(go(folder, output="other"))
+
+
+def test_the_judge_counts_against_the_cap_also_when_a_run_goes_on(folder: Path, judge: Scripted) -> None:
+    judge.script(Reply(saying("yes", usage=(100_000, 0))))
+    feel(folder, cost=0.0)
+    priced = PipelineSettings(prices={"judge": Price(1.0, 1.0)})  # 0.1 dollars for each judgement
+    for _ in range(2):
+        with pytest.raises(BudgetError, match=r"0\.3000 of 0\.2500 dollars are spent"):
+            go(folder, "Seeing", judge=judge.url, judge_model="judge", max_cost=0.25, made_of=priced)
+        assert len(judge.chats) == 3
+
+
+def test_another_picture_in_its_place_is_another_question(folder: Path) -> None:
+    go(folder, "Seeing")
+    run._content.cache_clear()  # kept as long as a process lives
+    shutil.copy(folder / "red.png", folder / "green.png")
+    go(folder, "Seeing")
+    assert len(asked(folder)) == QUESTIONS + 2
 
 
 def test_what_is_free_costs_nothing_of_the_cap(folder: Path) -> None:

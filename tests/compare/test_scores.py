@@ -120,7 +120,7 @@ def endpoint() -> Iterator[Scripted]:
 
 
 def judged(endpoint: Scripted, answer: str = "the left one") -> float:
-    return Judge(Endpoint(endpoint.url, model="judge")).score("Which lung {is} it?", answer, "left lung")
+    return Judge(Endpoint(endpoint.url, model="judge")).score("Which lung {is} it?", answer, "left lung").score
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 
 
@@ -43,8 +44,8 @@ def saying(*pieces: str, reason: str | None = "stop", usage: tuple[int, int] | N
     return "".join([*lines, "data: [DONE]\n\n" if end else ""])
 
 
-def refusing(status: int, message: str, **headers: str) -> Reply:
-    body = json.dumps({"error": {"message": message, "type": "error"}})
+def refusing(status: int, message: str, *, error: Mapping[str, str] = MappingProxyType({}), **headers: str) -> Reply:
+    body = json.dumps({"error": {"message": message, "type": "error", **error}})
     return Reply(body, status, "application/json", {name.replace("_", "-"): value for name, value in headers.items()})
 
 

@@ -195,6 +195,31 @@ def test_a_model_that_is_not_there(endpoint: Scripted) -> None:
     assert not error.passing
 
 
+def test_models_that_take_neither_the_old_length_nor_a_temperature(endpoint: Scripted) -> None:
+    """As OpenAI's newer models refuse them."""
+    length = {"param": "max_tokens", "code": "unsupported_parameter"}
+    greedy = {"param": "temperature", "code": "unsupported_value"}
+    refusals = [refusing(400, "Use 'max_completion_tokens' instead.", error=length)]
+    refusals += [refusing(400, "'temperature' does not support 0 with this model.", error=greedy)]
+    endpoint.script(*refusals, "yes")
+    asked = Endpoint(endpoint.url, model="m")
+    chat = [{"role": "user", "content": "?"}]
+    assert [asked.ask(chat, max_new_tokens=5).text for _ in range(2)] == ["yes", "yes"]
+    told = [{key: each[key] for key in ("max_tokens", "max_completion_tokens", "temperature") if key in each}
+            for each in endpoint.chats]  # fmt: skip
+    assert told == [
+        {"max_tokens": 5, "temperature": 0},
+        {"max_completion_tokens": 5, "temperature": 0},
+        {"max_completion_tokens": 5},
+        {"max_completion_tokens": 5},  # once learned, it is kept
+    ]
+
+
+def test_what_else_a_model_refuses_is_told(endpoint: Scripted) -> None:
+    error = failure(endpoint, refusing(400, "no streams", error={"param": "stream", "code": "unsupported_value"}))
+    assert "no streams" in str(error) and len(endpoint.chats) == 1
+
+
 @pytest.mark.parametrize("code", [400, 422])
 def test_what_asking_again_does_not_mend(endpoint: Scripted, code: int) -> None:
     error = failure(endpoint, refusing(code, "context of 4096 tokens exceeded"))
