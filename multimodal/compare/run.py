@@ -220,8 +220,8 @@ class _Run:
             raise self.fatal
         try:
             self._check_budget()
-            record = Record(digest, self._kept(key, digest), images=_shown(sample, key.control))
-            if record.answer is None:
+            answer, record = self._kept(key, digest), Record(digest, images=_shown(sample, key.control))
+            if answer is None:
                 question = Question(sample.question, tuple(sample.images), max_new_tokens=task.max_new_tokens)
                 try:
                     answer = patiently(lambda: pipeline.answer(question), tries=self.settings.tries, pause=self._pause)
@@ -230,30 +230,28 @@ class _Run:
                 except Exception as error:
                     self._keep(key, replace(record, error=_said(error)))
                     raise
-                record = replace(record, answer=answer)
-                self._keep(key, record)
+                self._keep(key, replace(record, answer=answer))
                 self._pay(answer.cost)
             if self.judge is not None:
-                self._keep(key, self._judged(self.judge, sample, record))
-            return record.answer
+                self._keep(key, self._judged(self.judge, sample, answer, record))
+            return answer
         except _FATAL as error:
             self.fatal = error
             raise
 
-    def _judged(self, judge: Judge, sample: Sample, record: Record) -> Record:
+    def _judged(self, judge: Judge, sample: Sample, answer: Answer, record: Record) -> Record:
         """An answer with what the judge says of it; where it fails, the answer is kept."""
-        assert record.answer is not None
-        text, started = record.answer.text, time.perf_counter()
+        started = time.perf_counter()
         try:
             said = patiently(
-                lambda: judge.score(sample.question, text, sample.answer),
+                lambda: judge.score(sample.question, answer.text, sample.answer),
                 tries=self.settings.tries,
                 pause=self._pause,
             )
             self._pay(said.cost)
-            return replace(record, judged=said.score, judge_cost=said.cost or 0.0)
+            return replace(record, answer=answer, judged=said.score, judge_cost=said.cost or 0.0)
         except PipelineError as error:
-            return replace(record, error=_said(error))
+            return replace(record, answer=answer, error=_said(error))
         finally:
             with self._lock:
                 self.judging += time.perf_counter() - started
