@@ -73,6 +73,7 @@ class GraphRunner(TorchRunner):
         self._logits = torch.zeros((slots, len(self.embedding)), dtype=dtype, device=self.device)
         self._graphs: dict[Shape, Any] = {}
         self._pool: Any = None
+        self._stream: Any = None  # one for all recordings: libraries keep a workspace for each stream
 
     def prepare(self) -> None:
         """Pack the weights, and record the steps of short conversations with one picture and with none."""
@@ -116,15 +117,14 @@ class GraphRunner(TorchRunner):
         """A graph. Graphs share their memory: they run one after another, and what they leave is in ``_logits``."""
         self.packed(shape.adapter)
         if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # once without a graph: libraries choose and load their kernels
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # once without a graph: libraries choose and load their kernels
             self._compute(shape)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             self._compute(shape)
         return graph
 
@@ -143,9 +143,7 @@ class GraphRunner(TorchRunner):
         def see(at: int, states: torch.Tensor) -> torch.Tensor:
             if not last:
                 return states
-            keys, values = (
-                cache[at, slots, :, :last].to(self.dtype) for cache in (self.cross_keys, self.cross_values)
-            )
+            keys, values = (cache[at, slots, :, :last].to(self.dtype) for cache in (self.cross_keys, self.cross_values))
             return torch.where(sees, self._block(states, packed.blocks[at], keys, values, region_mask), states)
 
         states = self.embedding[tokens].to(self.dtype)

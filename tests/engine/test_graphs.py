@@ -173,5 +173,5 @@ class TestGraphs:
         assert agree > 0.5  # after the first token that differs, all may
 
     def test_what_does_not_run_there(self) -> None:
-        with pytest.raises(EngineError, match="int8 does not run here: it is on cuda.*use float32 or bfloat16"):
+        with pytest.raises(EngineError, match=r"int8 does not run here: it is on cuda.*use float32 or bfloat16"):
             make_runner(on_gpu(), precision="int8")
