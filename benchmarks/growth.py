@@ -70,13 +70,13 @@ class Fit:
     explained: float
 
 
-AXES = {
+AXES: dict[str, tuple[int, ...]] = {
     "pictures": (1, 2, 4, 8, 16),
     "prompt": (64, 128, 256, 512, 1024),
     "batch": (1, 2, 4, 8),
     "answer": (16, 32, 64, 128, 256),
 }
-SMALL = {"pictures": (1, 2), "prompt": (16, 32), "batch": (1, 2), "answer": (4, 8)}
+SMALL: dict[str, tuple[int, ...]] = {"pictures": (1, 2), "prompt": (16, 32), "batch": (1, 2), "answer": (4, 8)}
 MEASURES = {"first": "ms to the first token", "token": "ms a token", "memory": "MB"}
 UNITS = {"pictures": "a picture", "prompt": "a prompt token", "batch": "a request", "answer": "an answer token"}
 
@@ -128,10 +128,11 @@ class Growth:
             for point in found:
                 times = self.times(point)
                 found[point] += [times] if turn else []
-        return {
-            point: Cost(*(statistics.median(column) for column in zip(*times, strict=True)), memory=self._apart(point))
-            for point, times in found.items()
-        }
+        costs = {}
+        for point, times in found.items():
+            first, token = (statistics.median(column) for column in zip(*times, strict=True))
+            costs[point] = Cost(first, token, self._apart(point))
+        return costs
 
     def _apart(self, point: Point) -> float:
         """The memory of a point, in a process that has not answered others."""

@@ -94,8 +94,10 @@ class GraphRunner(TorchRunner):
         """The smallest shape that rows fit into."""
         most = (len(rows), max(row.length for row in rows) + 1, max(row.pictures for row in rows))
         sizes = (self._row_sizes, self._position_sizes, self._picture_sizes)
-        found = [next(size for size in some if size >= least) for some, least in zip(sizes, most, strict=True)]
-        return Shape(*found, adapter)
+        count, positions, pictures = (
+            next(size for size in some if size >= least) for some, least in zip(sizes, most, strict=True)
+        )
+        return Shape(count, positions, pictures, adapter)
 
     def _set_inputs(self, rows: Sequence[Row], count: int) -> None:
         """Say what is in the rows; the others read token 0 in the spare slot."""
