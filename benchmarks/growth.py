@@ -129,8 +129,8 @@ class Growth:
                 times = self.times(point)
                 found[point] += [times] if turn else []
         costs = {}
-        for point, times in found.items():
-            first, token = (statistics.median(column) for column in zip(*times, strict=True))
+        for point, turns in found.items():
+            first, token = (statistics.median(column) for column in zip(*turns, strict=True))
             costs[point] = Cost(first, token, self._apart(point))
         return costs
 
