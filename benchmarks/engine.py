@@ -42,7 +42,8 @@ PROMPT = "What is in the picture, and what does that tell about where it was tak
 LATENTS_OF_LLAVA = 81  # every cell of the encoder's grid is a token of the prompt there
 READ_BYTES = 2**29
 
-Given = Callable[[int, int, bool], dict[str, Any]]  # batch, tokens, whether it is the prompt: inputs of a model
+# Pictures' states (B, S, D), how many tokens are read, and whether they are the prompt: inputs beside the tokens.
+Inputs = Callable[[torch.Tensor, int, bool], dict[str, Any]]
 
 
 @dataclass
@@ -302,27 +303,14 @@ class Bench:
 
     def mllama(self) -> Iterator[Line]:
         """Llama 3.2 Vision's text model of the same sizes, random weights, on given picture states."""
-        theirs = mllama_of(self.oracle.model.config)
-        states = torch.randn(8, REGIONS, theirs.config.hidden_size, dtype=torch.bfloat16)
-
-        def given(batch: int, tokens: int, first: bool) -> dict[str, Any]:
-            masks = {"cross_attention_mask": None, "full_text_row_masked_out_mask": None}
-            return {**masks, "logits_to_keep": 1, **({"cross_attention_states": states[:batch]} if first else {})}
-
-        yield from self._against("Mllama", theirs, given)
+        yield from self._against("Mllama", mllama_of(self.oracle.model.config), mllama_inputs)
 
     def idefics(self) -> Iterator[Line]:
         """Idefics of the same sizes, random weights, on given picture states; its blocks are six, not seven."""
-        theirs = idefics_of(self.oracle.model.config)
-        states = torch.randn(8, 1, REGIONS, theirs.config.hidden_size, dtype=torch.bfloat16)
+        yield from self._against("Idefics", idefics_of(self.oracle.model.config), idefics_inputs)
 
-        def given(batch: int, tokens: int, first: bool) -> dict[str, Any]:
-            sees = torch.ones(batch, tokens, 1, dtype=torch.long)
-            return {"image_encoder_embeddings": states[:batch], "image_attention_mask": sees}
-
-        yield from self._against("Idefics", theirs, given)
-
-    def _against(self, name: str, theirs: Any, given: Given) -> Iterator[Line]:
+    def _against(self, name: str, theirs: Any, inputs: Inputs) -> Iterator[Line]:
+        states = torch.randn(8, REGIONS, theirs.config.hidden_size, dtype=torch.bfloat16)
         for batch in (1, 8):
 
             def ours(batch: int = batch) -> float:
@@ -330,7 +318,7 @@ class Bench:
                 return seconds(lambda: self.engine.generate(asked))
 
             def run(batch: int = batch) -> float:
-                return seconds(lambda: greedy(theirs, batch, given))
+                return seconds(lambda: greedy(theirs, states[:batch], inputs))
 
             found = in_turns({"ours": ours, "theirs": run}, self.rounds)
             detail = f"{found['ours']:.2f} against {found['theirs']:.2f} s for 40 + {NEW_TOKENS} tokens"
@@ -372,23 +360,27 @@ def mllama_of(config: Any) -> Any:
 
 
 def idefics_of(config: Any) -> Any:
-    """A random Idefics with the decoder's sizes; its pictures' states are as wide as the decoder."""
+    """A random Idefics with the decoder's sizes; its pictures' states are as wide as the decoder.
+
+    Between its blocks stand equally many layers: it has as many blocks as that allows, but not more than the model.
+    """
     from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
-    text = config.text_config
+    text, blocks = config.text_config, len(config.cross_attention_layers)
+    layers, heads = text.num_hidden_layers, text.num_attention_heads
     return (
         IdeficsForVisionText2Text(
             IdeficsConfig(
                 vocab_size=text.vocab_size,
                 hidden_size=text.hidden_size,
                 intermediate_size=text.intermediate_size,
-                num_hidden_layers=text.num_hidden_layers,
-                num_attention_heads=text.num_attention_heads,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
                 tie_word_embeddings=True,
-                cross_layer_interval=5,  # it must divide the number of layers
+                cross_layer_interval=next(n for n in range(1, layers + 1) if layers % n == 0 and layers // n <= blocks),
                 qk_layer_norms=True,
                 alpha_initializer="ones",
-                vision_config={"embed_dim": text.hidden_size, "num_hidden_layers": 1, "num_attention_heads": 9},
+                vision_config={"embed_dim": text.hidden_size, "num_hidden_layers": 1, "num_attention_heads": heads},
             )
         )
         .to(torch.bfloat16)
@@ -411,11 +403,24 @@ def llama_of(file: Path) -> Any:
     return llama_cpp.Llama(str(file), n_ctx=512, n_threads=torch.get_num_threads(), verbose=False)
 
 
+def mllama_inputs(states: torch.Tensor, tokens: int, first: bool) -> dict[str, Any]:
+    """It keeps the pictures' keys and values; every token sees them."""
+    masks = {"cross_attention_mask": None, "full_text_row_masked_out_mask": None}
+    return {**masks, "logits_to_keep": 1, **({"cross_attention_states": states} if first else {})}
+
+
+def idefics_inputs(states: torch.Tensor, tokens: int, first: bool) -> dict[str, Any]:
+    """It wants the pictures in each step; every token sees the only one."""
+    sees = torch.ones(len(states), tokens, 1, dtype=torch.long)
+    return {"image_encoder_embeddings": states[:, None], "image_attention_mask": sees}
+
+
 @torch.inference_mode()
-def greedy(model: Any, batch: int, given: Given) -> None:
+def greedy(model: Any, states: torch.Tensor, inputs: Inputs) -> None:
     """Forty tokens read, sixty-four written, by the model's own forward with its cache: no ``generate`` around it."""
-    tokens = torch.randint(1000, 40000, (batch, 40))
-    output = model(input_ids=tokens, use_cache=True, **given(batch, 40, True))
+    batch = len(states)
+    tokens = torch.randint(20, model.config.vocab_size, (batch, 40))
+    output = model(input_ids=tokens, use_cache=True, **inputs(states, 40, True))
     for step in range(NEW_TOKENS - 1):
         token = output.logits[:, -1:].argmax(-1)
         place = torch.tensor([[40 + step]]).expand(batch, 1)
@@ -424,7 +429,7 @@ def greedy(model: Any, batch: int, given: Given) -> None:
             position_ids=place,
             past_key_values=output.past_key_values,
             use_cache=True,
-            **given(batch, 1, False),
+            **inputs(states, 1, False),
         )
 
 
