@@ -10,14 +10,18 @@ of their own.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +34,16 @@ from multimodal import MultiModalModel
 from multimodal.engine import Generation, Picture, Request, digest_of
 from multimodal.images import load_image
 from multimodal.samples import sample_images
+from multimodal.weights import parts
 
 NEW_TOKENS = 64
+REGIONS = 36  # of a picture
 PROMPT = "What is in the picture, and what does that tell about where it was taken?"
 LATENTS_OF_LLAVA = 81  # every cell of the encoder's grid is a token of the prompt there
 READ_BYTES = 2**29
+
+# Pictures' states (B, S, D), how many tokens are read, and whether they are the prompt: inputs beside the tokens.
+Inputs = Callable[[torch.Tensor, int, bool], dict[str, Any]]
 
 
 @dataclass
@@ -43,7 +52,7 @@ class Line:
 
     Attributes:
         what: What is compared.
-        value: The ratio.
+        value: The ratio; None for a line that was skipped.
         must: What issue 4 asks for; at most where ``lower``.
         detail: What the ratio was made of.
         lower: Whether less is better.
@@ -54,6 +63,11 @@ class Line:
     must: float
     detail: str
     lower: bool = False
+
+    @property
+    def ratio(self) -> str:
+        """For the table."""
+        return "skipped" if self.value is None else f"{self.value:.2f}"
 
     @property
     def holds(self) -> bool:
@@ -266,10 +280,37 @@ class Bench:
             yield time.perf_counter()
             output = decoder(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
 
+    def llama_cpp(self) -> Iterator[Line]:
+        """The same decoder without pictures in llama.cpp, 8-bit, where llama-cpp-python is installed."""
+        name = f"decode, one request with a picture, {self.precision}, against llama.cpp Q8_0 on the bare decoder"
+        if find_spec("llama_cpp") is None:
+            yield Line(name, None, 0.7, "llama-cpp-python is not installed")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            llama = llama_of(Path(folder) / "q8_0.gguf")
+
+            def theirs() -> float:
+                tokens = self.prompts.request(pictures=0).tokens
+                said = llama.generate(list(tokens), temp=0.0, repeat_penalty=1.0)
+                return a_token([time.perf_counter() for _ in islice(said, NEW_TOKENS)])
+
+            def ours() -> float:
+                return a_token(times_of(self.engine.submit(self.prompts.request())))
+
+            found = in_turns({"theirs": theirs, "ours": ours}, self.rounds)
+        detail = f"{1 / found['ours']:.0f} against {1 / found['theirs']:.0f} tokens/s"
+        yield Line(name, found["theirs"] / found["ours"], 0.7, detail)
+
     def mllama(self) -> Iterator[Line]:
         """Llama 3.2 Vision's text model of the same sizes, random weights, on given picture states."""
-        theirs = mllama_of(self.oracle.model.config)
-        states = torch.randn(8, 36, theirs.config.hidden_size, dtype=torch.bfloat16)
+        yield from self._against("Mllama", mllama_of(self.oracle.model.config), mllama_inputs)
+
+    def idefics(self) -> Iterator[Line]:
+        """Idefics of the same sizes, random weights, on given picture states; its blocks are six, not seven."""
+        yield from self._against("Idefics", idefics_of(self.oracle.model.config), idefics_inputs)
+
+    def _against(self, name: str, theirs: Any, inputs: Inputs) -> Iterator[Line]:
+        states = torch.randn(8, REGIONS, theirs.config.hidden_size, dtype=torch.bfloat16)
         for batch in (1, 8):
 
             def ours(batch: int = batch) -> float:
@@ -277,12 +318,12 @@ class Bench:
                 return seconds(lambda: self.engine.generate(asked))
 
             def run(batch: int = batch) -> float:
-                return seconds(lambda: greedy(theirs, batch, cross_attention_states=states[:batch]))
+                return seconds(lambda: greedy(theirs, states[:batch], inputs))
 
             found = in_turns({"ours": ours, "theirs": run}, self.rounds)
             detail = f"{found['ours']:.2f} against {found['theirs']:.2f} s for 40 + {NEW_TOKENS} tokens"
-            name = f"against Mllama of the same sizes in transformers, bfloat16, batch {batch}"
-            yield Line(name, found["theirs"] / found["ours"], 2.0, detail)
+            what = f"against {name} of the same sizes in transformers, bfloat16, batch {batch}"
+            yield Line(what, found["theirs"] / found["ours"], 2.0, detail)
 
     def memory(self) -> Iterator[Line]:
         """Peak memory of processes that answer one question."""
@@ -318,20 +359,77 @@ def mllama_of(config: Any) -> Any:
     )
 
 
+def idefics_of(config: Any) -> Any:
+    """A random Idefics with the decoder's sizes; its pictures' states are as wide as the decoder.
+
+    Between its blocks stand equally many layers: it has as many blocks as that allows, but not more than the model.
+    """
+    from transformers import IdeficsConfig, IdeficsForVisionText2Text
+
+    text, blocks = config.text_config, len(config.cross_attention_layers)
+    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    return (
+        IdeficsForVisionText2Text(
+            IdeficsConfig(
+                vocab_size=text.vocab_size,
+                hidden_size=text.hidden_size,
+                intermediate_size=text.intermediate_size,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                tie_word_embeddings=True,
+                cross_layer_interval=next(n for n in range(1, layers + 1) if layers % n == 0 and layers // n <= blocks),
+                qk_layer_norms=True,
+                alpha_initializer="ones",
+                vision_config={"embed_dim": text.hidden_size, "num_hidden_layers": 1, "num_attention_heads": heads},
+            )
+        )
+        .to(torch.bfloat16)
+        .eval()
+    )
+
+
+def llama_of(file: Path) -> Any:
+    """The decoder in llama.cpp, requantised to Q8_0 in a file."""
+    import llama_cpp
+
+    (part,) = (part for part in parts() if part.name == "smollm2-135m-instruct")
+    spec = find_spec(part.wheel.file.split("/")[0])
+    assert spec is not None and spec.origin is not None
+    source = Path(spec.origin).parents[1] / part.wheel.file
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype, options.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), ctypes.byref(options)):
+        raise RuntimeError(f"llama.cpp cannot requantise {source}")
+    return llama_cpp.Llama(str(file), n_ctx=512, n_threads=torch.get_num_threads(), verbose=False)
+
+
+def mllama_inputs(states: torch.Tensor, tokens: int, first: bool) -> dict[str, Any]:
+    """It keeps the pictures' keys and values; every token sees them."""
+    masks = {"cross_attention_mask": None, "full_text_row_masked_out_mask": None}
+    return {**masks, "logits_to_keep": 1, **({"cross_attention_states": states} if first else {})}
+
+
+def idefics_inputs(states: torch.Tensor, tokens: int, first: bool) -> dict[str, Any]:
+    """It wants the pictures in each step; every token sees the only one."""
+    sees = torch.ones(len(states), tokens, 1, dtype=torch.long)
+    return {"image_encoder_embeddings": states[:, None], "image_attention_mask": sees}
+
+
 @torch.inference_mode()
-def greedy(model: Any, batch: int, **states: Any) -> None:
+def greedy(model: Any, states: torch.Tensor, inputs: Inputs) -> None:
     """Forty tokens read, sixty-four written, by the model's own forward with its cache: no ``generate`` around it."""
-    tokens, given = torch.randint(1000, 40000, (batch, 40)), dict(states)
-    masks = {
-        "cross_attention_mask": None,
-        "full_text_row_masked_out_mask": None,
-    }
-    output = model(input_ids=tokens, use_cache=True, logits_to_keep=1, **given, **masks)
+    batch = len(states)
+    tokens = torch.randint(20, model.config.vocab_size, (batch, 40))
+    output = model(input_ids=tokens, use_cache=True, **inputs(states, 40, True))
     for step in range(NEW_TOKENS - 1):
         token = output.logits[:, -1:].argmax(-1)
         place = torch.tensor([[40 + step]]).expand(batch, 1)
         output = model(
-            input_ids=token, position_ids=place, past_key_values=output.past_key_values, use_cache=True, **masks
+            input_ids=token,
+            position_ids=place,
+            past_key_values=output.past_key_values,
+            use_cache=True,
+            **inputs(states, 1, False),
         )
 
 
@@ -359,7 +457,7 @@ def answer_with(name: str) -> None:
     print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024)
 
 
-PARTS = ("decode", "batch", "second_question", "prefill", "pictures", "mllama", "memory")
+PARTS = ("decode", "llama_cpp", "batch", "second_question", "prefill", "pictures", "mllama", "idefics", "memory")
 
 
 def main() -> int:
@@ -378,12 +476,12 @@ def main() -> int:
     for part in options.only:
         for line in getattr(bench, part)():
             lines.append(line)
-            console.print(f"{line.what}: {line.value:.2f} ({line.detail})", highlight=False)
+            console.print(f"{line.what}: {line.ratio} ({line.detail})", highlight=False)
     table = Table("what", "ratio", "must", "measured")
     for line in lines:
         sign = "\N{LESS-THAN OR EQUAL TO}" if line.lower else "\N{GREATER-THAN OR EQUAL TO}"
         must = f"{sign} {line.must:g}" if line.must < float("inf") else "\N{EM DASH}"
-        table.add_row(line.what, f"{line.value:.2f}", must + ("" if line.holds else ", short"), line.detail)
+        table.add_row(line.what, line.ratio, must + ("" if line.holds else ", short"), line.detail)
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")

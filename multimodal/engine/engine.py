@@ -154,7 +154,7 @@ class Engine:
         release_threads()
         job = _Job(
             Generation(request),
-            Sampler(temperature=request.temperature, top_p=request.top_p, seed=request.seed),
+            self._sampler(request),
             TextStream(self.tokenizer, request.stop),
             seen=seen,
         )
@@ -226,6 +226,18 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    def _sampler(self, request: Request) -> Sampler:
+        penalty = request.repetition_penalty
+        if penalty is None:
+            penalty = self.model.generation_config.repetition_penalty
+        return Sampler(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            repetition_penalty=1.0 if penalty is None else penalty,
+            prompt=request.tokens,
+        )
+
     def _check(self, request: Request, seen: Sequence[int]) -> None:
         if not request.tokens:
             raise EngineError("the prompt is empty: give at least one token")
@@ -240,6 +252,11 @@ class Engine:
             raise EngineError(f"{len(request.pictures)} pictures for {count} placeholders: give one for each")
         if count > self.runner.pictures:
             raise EngineError(f"{count} pictures exceed the engine's {self.runner.pictures}: give fewer at a time")
+        vocabulary = self.model.config.text_config.vocab_size
+        if not 0 <= request.top_logprobs <= vocabulary:
+            raise EngineError(f"top_logprobs={request.top_logprobs}: ask for 0 to {vocabulary} tokens")
+        if request.repetition_penalty is not None and request.repetition_penalty <= 0:
+            raise EngineError(f"repetition_penalty={request.repetition_penalty} must be above 0; 1 is none")
 
     # ---- the engine's own thread
 
@@ -422,6 +439,7 @@ class Engine:
         """Choose the next token, and end where it ends the answer."""
         try:
             token, logprob = job.sampler.pick(scores, row)
+            top = scores.top(row, job.request.top_logprobs)
             text = job.text.add(token)
         except Exception as error:
             self._end(job, error=error)
@@ -437,7 +455,7 @@ class Engine:
             reason = "length"
         if reason is not None:
             text += job.text.flush()
-        job.generation.add(Token(token, logprob, text, time.perf_counter()))
+        job.generation.add(Token(token, logprob, text, time.perf_counter(), top))
         job.next_token = token
         if reason is not None:
             self._end(job, reason=reason)

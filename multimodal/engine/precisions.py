@@ -1,4 +1,4 @@
-"""Which way a model is run: in which precision, compiled or by torch, flat or through its own modules."""
+"""Which way a model is run: in which precision, compiled or by torch, as graphs, flat or through its own modules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from multimodal.engine.graphs import GraphRunner
 from multimodal.engine.modules import ModuleRunner
 from multimodal.engine.native import NativeRunner
 from multimodal.engine.native import obstacle as native_obstacle
@@ -34,7 +35,7 @@ def make_runner(
         precision: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``; ``"auto"`` is the model's own dtype, but
             for bfloat16 int8 where its step has been compiled.
         slots: How many requests are answered at once.
-        positions: Tokens of a slot; None for as many as the decoder knows. Memory is taken as it is filled.
+        positions: Tokens of a slot; None for as many as the decoder knows. On a CPU memory is taken as it is filled.
         pictures: Pictures of a slot.
 
     Raises:
@@ -55,8 +56,9 @@ def make_runner(
             dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float32  # of prompts
             return NativeRunner(model, kind, dtype=dtype, **sizes)
         if precision != "auto":
-            raise EngineError(f"{precision} does not run here: {why_not}")
+            raise EngineError(f"{precision} does not run here: {why_not}; use {' or '.join(DTYPES)}")
     if obstacle(model) is not None:
         return ModuleRunner(model, **sizes)
     own: Any = model.dtype
-    return TorchRunner(model, DTYPES.get(precision, own), **sizes)
+    flat = GraphRunner if model.device.type == "cuda" else TorchRunner
+    return flat(model, DTYPES.get(precision, own), **sizes)

@@ -49,6 +49,9 @@ class Request:
         seed: Of sampling; the same seed gives the same answer, whatever else the engine does.
         stop: Strings that end the answer; they are not part of it.
         adapter: Which adapter answers, None for none.
+        top_logprobs: With each token, so many of the likeliest that could have stood in its place.
+        repetition_penalty: What has been read or said becomes less likely by so much (Keskar et al., "CTRL", 2019,
+            section 4.1), more likely below 1; None for what the model's generation configuration says.
     """
 
     tokens: Sequence[int]
@@ -59,6 +62,8 @@ class Request:
     seed: int = 0
     stop: Sequence[str] = ()
     adapter: str | None = None
+    top_logprobs: int = 0
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,15 +72,18 @@ class Token:
 
     Attributes:
         id: Its id.
-        logprob: The log-probability that the model gave to it, whatever the temperature.
+        logprob: The log-probability that the model gave to it, whatever the temperature and the penalty.
         text: What it adds to the text; what may be the beginning of a stop string comes with a later token.
         time: When it was there, in seconds of ``time.perf_counter``.
+        top_logprobs: The likeliest tokens of its step and their log-probabilities, the likeliest first; as many as
+            the request asks for.
     """
 
     id: int
     logprob: float
     text: str
     time: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(eq=False)

@@ -159,6 +159,8 @@ class TorchRunner(Runner):
         pictures: Likewise.
     """
 
+    spare_slots = 0  # that no request gets
+
     def __init__(
         self, model: FusionForConditionalGeneration, dtype: torch.dtype, *, slots: int, positions: int, pictures: int
     ) -> None:
@@ -184,10 +186,11 @@ class TorchRunner(Runner):
         self._weight_bytes = 0
 
     def _make_caches(self) -> None:
-        shape = (self.layer_count, self.slots, self.kv_heads, self.positions, self.head_dim)
+        rows = self.slots + self.spare_slots
+        shape = (self.layer_count, rows, self.kv_heads, self.positions, self.head_dim)
         self.keys, self.values = self._zeros(shape), self._zeros(shape)
         regions = self.pictures * self.latents
-        shape = (len(self.block_at), self.slots, self.cross_kv_heads, regions, self.cross_head_dim)
+        shape = (len(self.block_at), rows, self.cross_kv_heads, regions, self.cross_head_dim)
         self.cross_keys, self.cross_values = self._zeros(shape), self._zeros(shape)
 
     def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
@@ -299,10 +302,14 @@ class TorchRunner(Runner):
         queries = block.q(normed).view(rows, -1, self.cross_heads, self.cross_head_dim)  # (B, T, H, C)
         if self.query_norm is not None:
             queries = self._norm(queries)
-        attended = functional.scaled_dot_product_attention(
-            queries.transpose(1, 2), keys, values, mask, enable_gqa=self.cross_heads > self.cross_kv_heads
-        )
-        attended = attended.transpose(1, 2).reshape(len(states), -1)
+        if rows == len(states):  # one token in each: groups as positions
+            queries = queries.view(rows, self.cross_kv_heads, -1, self.cross_head_dim)
+            attended = functional.scaled_dot_product_attention(queries, keys, values, mask).reshape(rows, -1)
+        else:
+            attended = functional.scaled_dot_product_attention(
+                queries.transpose(1, 2), keys, values, mask, enable_gqa=self.cross_heads > self.cross_kv_heads
+            )
+            attended = attended.transpose(1, 2).reshape(len(states), -1)
         states = states + block.o(attended) * self._weigh(block.attention_gate, normed)
         normed = self._norm(states)
         return states + self._feed_forward(normed, block) * self._weigh(block.feed_forward_gate, normed)
@@ -368,38 +375,67 @@ class TorchRunner(Runner):
     # ---- one token in each of many rows
 
     def step(self, rows: Sequence[Row], adapter: str | None = None) -> torch.Tensor:
-        """One token in each row."""
+        """One token in each row; only rows that see a picture run through the blocks."""
         packed, count = self.packed(adapter), len(rows)
         slots = torch.tensor([row.slot for row in rows], device=self.device)
-        place = torch.tensor([row.length for row in rows], device=self.device)
+        places = torch.tensor([row.length for row in rows], device=self.device)
         most = max(row.length for row in rows) + 1
-        cos, sin = self.cos[place, None], self.sin[place, None]  # (B, 1, C)
-        mask = (torch.arange(most, device=self.device) <= place[:, None])[:, None, None]  # (B, 1, 1, P)
-        split = self.heads + self.kv_heads
+        mask = (torch.arange(most, device=self.device) <= places[:, None])[:, None, None]  # (B, 1, 1, P)
         seeing = [index for index, row in enumerate(rows) if row.pictures]
         look = None if not seeing else self._step_looks([rows[index] for index in seeing])
-        states = self._embed([row.token for row in rows])
+
+        def see(at: int, states: torch.Tensor) -> torch.Tensor:
+            if look is None:
+                return states
+            seeing_slots, last, regions = look
+            keys, values = (
+                cache[at, seeing_slots, :, :last].to(self.dtype) for cache in (self.cross_keys, self.cross_values)
+            )
+            if len(seeing) == count:
+                return self._block(states, packed.blocks[at], keys, values, regions)
+            states = states.clone()
+            states[seeing] = self._block(states[seeing], packed.blocks[at], keys, values, regions)
+            return states
+
+        return self._decode(packed, self._embed([row.token for row in rows]), slots, places, mask, see).float()
+
+    def _decode(
+        self,
+        packed: Packed,
+        states: torch.Tensor,
+        slots: torch.Tensor,
+        places: torch.Tensor,
+        mask: torch.Tensor,
+        see: Callable[[int, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Run the decoder over one token in each row.
+
+        Args:
+            packed: The weights.
+            states: ``(B, D)``, embedded tokens.
+            slots: ``(B,)``, where each row's cache is.
+            places: ``(B,)``, each token's position.
+            mask: ``(B, 1, 1, P)``, which positions it looks at: True there, or what is added to the scores.
+            see: Puts states ``(B, D)`` through a block, by its number.
+
+        Returns:
+            Logits ``(B, V)``.
+        """
+        count, most, split = len(states), mask.shape[-1], self.heads + self.kv_heads
+        cos, sin = self.cos[places, None], self.sin[places, None]  # (B, 1, C)
         for index, layer in enumerate(packed.layers):
-            if look is not None and index in self.block_at:
-                at, (seeing_slots, last, regions) = self.block_at[index], look
-                keys, values = (
-                    cache[at, seeing_slots, :, :last].to(self.dtype) for cache in (self.cross_keys, self.cross_values)
-                )
-                if len(seeing) == count:
-                    states = self._block(states, packed.blocks[at], keys, values, regions)
-                else:
-                    states = states.clone()
-                    states[seeing] = self._block(states[seeing], packed.blocks[at], keys, values, regions)
+            if index in self.block_at:
+                states = see(self.block_at[index], states)
             heads = layer.qkv(self._norm(states)).view(count, -1, self.head_dim)  # (B, H + 2K, C)
             turned = self._rotate(heads[:, :split], cos, sin)
-            self.keys[index, slots, :, place] = turned[:, self.heads :].to(self.keys.dtype)
-            self.values[index, slots, :, place] = heads[:, split:].to(self.values.dtype)
+            self.keys[index, slots, :, places] = turned[:, self.heads :].to(self.keys.dtype)
+            self.values[index, slots, :, places] = heads[:, split:].to(self.values.dtype)
             keys, values = (cache[index, slots, :, :most].to(self.dtype) for cache in (self.keys, self.values))
             queries = turned[:, : self.heads].view(count, self.kv_heads, -1, self.head_dim)  # groups as positions
             attended = functional.scaled_dot_product_attention(queries, keys, values, mask)
-            states = states + layer.o(attended.view(count, -1))
+            states = states + layer.o(attended.reshape(count, -1))
             states = states + self._feed_forward(self._norm(states), layer)
-        return packed.head(self._norm(states)).float()
+        return packed.head(self._norm(states))
 
     def _step_looks(self, rows: Sequence[Row]) -> tuple[torch.Tensor, int, torch.Tensor | None]:
         last, mask = self._looks([row.pictures for row in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,25 +17,51 @@ class Sampler:
         temperature: 0 takes the likeliest token.
         top_p: Nucleus: Holtzman et al., "The curious case of neural text degeneration", 2020, section 3.1.
         seed: Of its random numbers.
+        repetition_penalty: Keskar et al., "CTRL", 2019, section 4.1; 1 for none.
+        prompt: The tokens that it holds for, and those that are picked.
     """
 
-    def __init__(self, *, temperature: float, top_p: float, seed: int) -> None:
-        self.temperature, self.top_p = temperature, top_p
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        repetition_penalty: float = 1.0,
+        prompt: Sequence[int] = (),
+    ) -> None:
+        self.temperature, self.top_p, self.repetition_penalty = temperature, top_p, repetition_penalty
         self._chance = torch.Generator().manual_seed(seed) if temperature > 0 else None
+        self._known = set(prompt) if repetition_penalty != 1 else None
 
     def pick(self, scores: Scores, row: int) -> tuple[int, float]:
-        """A token of one row, and its log-probability at temperature 1."""
-        if self._chance is None:
+        """A token of one row, and its log-probability at temperature 1 and without a penalty."""
+        if self._chance is None and self._known is None:
             return scores.likeliest[row], scores.logprobs[row]
-        shares = (scores.logits[row].cpu() / self.temperature).softmax(-1)
+        token = self._choose(self._penalised(scores.logits[row].cpu()))
+        if self._known is not None:
+            self._known.add(token)
+        passed = scores.logits[row, token] - scores.logits[row, scores.likeliest[row]]
+        return token, scores.logprobs[row] + float(passed)
+
+    def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits ``(V,)`` with those of known tokens pushed down."""
+        if not self._known:
+            return logits
+        known = torch.tensor(sorted(self._known))
+        found = logits[known]
+        found = torch.where(found < 0, found * self.repetition_penalty, found / self.repetition_penalty)
+        return logits.scatter(0, known, found)
+
+    def _choose(self, logits: torch.Tensor) -> int:
+        if self._chance is None:
+            return int(logits.argmax())
+        shares = (logits / self.temperature).softmax(-1)
         if self.top_p < 1:
             ordered, places = shares.sort(descending=True)
             ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0  # the first always stays
-            token = int(places[torch.multinomial(ordered, 1, generator=self._chance)])
-        else:
-            token = int(torch.multinomial(shares, 1, generator=self._chance))
-        passed = scores.logits[row, token] - scores.logits[row, scores.likeliest[row]]
-        return token, scores.logprobs[row] + float(passed)
+            return int(places[torch.multinomial(ordered, 1, generator=self._chance)])
+        return int(torch.multinomial(shares, 1, generator=self._chance))
 
 
 class Scores:
@@ -56,6 +83,14 @@ class Scores:
         top, likeliest = logits.max(-1)
         self.likeliest: list[int] = likeliest.tolist()
         self.logprobs: list[float] = (top - logits.logsumexp(-1)).tolist()
+
+    def top(self, row: int, count: int) -> tuple[tuple[int, float], ...]:
+        """The likeliest tokens of one row that can be said, and their log-probabilities, the likeliest first."""
+        if not count:
+            return ()
+        logprobs, tokens = self.logits[row].log_softmax(-1).topk(count)
+        pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
+        return tuple(pair for pair in pairs if pair[1] > -math.inf)
 
 
 class TextStream:

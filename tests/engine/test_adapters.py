@@ -10,6 +10,7 @@ from torch import nn
 
 from multimodal.adapters import AdapterSwitch, attach, weights_of
 from multimodal.engine import Engine, Request
+from multimodal.engine.graphs import GraphRunner
 from multimodal.engine.native import NativeRunner
 from multimodal.engine.native import obstacle as native_obstacle
 from multimodal.engine.runner import Runner, TorchRunner
@@ -38,7 +39,10 @@ def adapted() -> tuple[FusionForConditionalGeneration, AdapterSwitch]:
     return model, switch
 
 
-def test_answers_are_those_of_the_modules(adapted: tuple[FusionForConditionalGeneration, AdapterSwitch]) -> None:
+@pytest.mark.parametrize("kind", [TorchRunner, GraphRunner])
+def test_answers_are_those_of_the_modules(
+    adapted: tuple[FusionForConditionalGeneration, AdapterSwitch], kind: type[TorchRunner]
+) -> None:
     model, switch = adapted
     asked = [(name, its) for its in mixed_requests() for name in (None, "seeing", "all")]
     said = []
@@ -46,7 +50,8 @@ def test_answers_are_those_of_the_modules(adapted: tuple[FusionForConditionalGen
         with switch.use(name):
             said.append(expected(model, its))
     assert len({tuple(its) for its in said}) > 10
-    engine = Engine(model, tiny_tokenizer(), adapters=switch, linger=0.01, **SIZES)
+    runner = kind(model, torch.float32, **SIZES)
+    engine = Engine(model, tiny_tokenizer(), runner=runner, adapters=switch, linger=0.01)
     with_adapters = [Request(its.tokens, its.pictures, its.max_new_tokens, adapter=name) for name, its in asked]
     generations = engine.generate(with_adapters)
     assert [[token.id for token in generation.tokens] for generation in generations] == said

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,6 +95,42 @@ class TestAnswers:
         logits[:, IMAGE] = -torch.inf  # which an answer cannot hold
         chosen = logits.log_softmax(-1).gather(1, tokens[0, len(asked.tokens) :, None])[:, 0]
         assert [token.logprob for token in generation.tokens] == pytest.approx(chosen.tolist(), abs=1e-4)
+
+    def test_the_likeliest_tokens_of_each_step(self, make: MakeEngine, model: FusionForConditionalGeneration) -> None:
+        asked = request([*words(3), IMAGE, *words(5)], max_new_tokens=4, top_logprobs=3)
+        (generation, without) = make().generate([asked, request(words(4), max_new_tokens=2)])
+        tokens = torch.tensor([[*asked.tokens, *ids(generation)]])
+        pixels = torch.stack([picture.pixel_values for picture in asked.pictures])[None]
+        with torch.no_grad():
+            logits = model(input_ids=tokens, pixel_values=pixels).logits[0, len(asked.tokens) - 1 : -1]
+        logits[:, IMAGE] = -torch.inf
+        values, likeliest = logits.log_softmax(-1).topk(3)
+        for token, their_ids, their_values in zip(generation.tokens, likeliest, values, strict=True):
+            assert [pair[0] for pair in token.top_logprobs] == their_ids.tolist()
+            assert [pair[1] for pair in token.top_logprobs] == pytest.approx(their_values.tolist(), abs=1e-4)
+            assert token.top_logprobs[0] == (token.id, pytest.approx(token.logprob, abs=1e-5))
+        assert all(token.top_logprobs == () for token in without.tokens)
+        (everything,) = make().generate([request(words(4), max_new_tokens=1, top_logprobs=97)])
+        assert IMAGE not in dict(everything.tokens[0].top_logprobs)  # it cannot be said
+        assert sum(math.exp(value) for _, value in everything.tokens[0].top_logprobs) == pytest.approx(1)
+
+    @pytest.mark.parametrize("penalty", [1.3, 0.7])
+    def test_a_repetition_penalty(
+        self, make: MakeEngine, model: FusionForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, penalty: float
+    ) -> None:
+        """Of a request, or of the model's generation configuration; a request's own comes first."""
+        asked = [request([*words(3, seed=seed), IMAGE, *words(5)], seed=seed, max_new_tokens=25) for seed in range(3)]
+        plain = [expected(model, its) for its in asked]
+        monkeypatch.setattr(model.generation_config, "repetition_penalty", penalty)
+        said = [expected(model, its) for its in asked]
+        assert said != plain
+        by_configuration = make().generate(asked)
+        of_their_own = make().generate([replace(its, repetition_penalty=1.0) for its in asked])
+        monkeypatch.undo()
+        by_request = make().generate([replace(its, repetition_penalty=penalty) for its in asked])
+        assert [ids(generation) for generation in by_configuration] == said
+        assert [ids(generation) for generation in by_request] == said
+        assert [ids(generation) for generation in of_their_own] == plain
 
     def test_a_seed_gives_its_answer_in_any_company(self, make: MakeEngine) -> None:
         engine = make()
@@ -286,6 +324,8 @@ class TestFaults:
             (request(words(250)), "250 tokens, and 10 for the answer, exceed the engine's 256"),
             (Request([IMAGE]), "0 pictures for 1 placeholders"),
             (request([IMAGE] * 5), "5 pictures exceed the engine's 4"),
+            (request(words(3), top_logprobs=98), "top_logprobs=98: ask for 0 to 97"),
+            (request(words(3), repetition_penalty=0.0), r"repetition_penalty=0\.0 must be above 0"),
         ):
             with pytest.raises(EngineError, match=why):
                 engine.submit(asked)

@@ -37,6 +37,17 @@ def test_sampling_follows_temperature_and_nucleus() -> None:
     assert set(drawn(0.01, 1.0)) == {2}
 
 
+def test_what_was_read_or_said_is_less_likely() -> None:
+    """Positive logits shrink and negative ones grow; the log-probability is that of the model itself."""
+    logits = torch.tensor([[4.0, 3.0, 2.5, -1.0]])
+    sampler = Sampler(temperature=0, top_p=1, seed=0, repetition_penalty=1.5, prompt=[0, 3])
+    picked = [sampler.pick(Scores(logits.clone()), 0) for _ in range(3)]
+    assert [token for token, _ in picked] == [1, 0, 0]  # 3.0, then 2.67 of 4.0, for the 3.0 has become 2.0
+    assert [logprob for _, logprob in picked] == pytest.approx(logits[0].log_softmax(-1)[[1, 0, 0]].tolist(), abs=1e-5)
+    negative = Sampler(temperature=0, top_p=1, seed=0, repetition_penalty=2.0, prompt=[0])
+    assert negative.pick(Scores(torch.tensor([[-1.0, -1.5]])), 0)[0] == 1
+
+
 @pytest.mark.parametrize(
     ("stop", "expected"),
     [
