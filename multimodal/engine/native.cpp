@@ -7,7 +7,7 @@
 // many threads there are; a row without a region token in sight passes a block untouched. Nothing here is static:
 // calls with different workspaces may run at the same time.
 //
-// Axes: B rows (up to 8 at a time), D width, H heads, K key/value heads, C width of a head, F width of the feed-forward,
+// Axes: B rows (up to 32 at a time), D width, H heads, K key/value heads, C width of a head, F width of the feed-forward,
 // P positions and S region tokens of a slot. Inputs of a matrix are padded to 64 and outputs to 16, with zeros.
 //
 // Layout of a matrix (N outputs, K inputs), tile by tile of 16 outputs; `plain` is read by loops that any compiler
@@ -61,7 +61,8 @@ using bfloat16 = uint16_t;  // its bits
 #define OWN_FUNCTION
 #endif
 
-constexpr int kRows = 8;    // rows that one pass over the weights serves
+constexpr int kRows = 32;   // rows that one pass over the weights serves
+constexpr int kBlock = 8;   // rows that a kernel takes at a time, while a tile's weights are at hand
 constexpr int kTile = 16;   // outputs of a tile
 constexpr int kInputs = 64; // inputs are padded to a multiple of it; group of int8 activations
 constexpr int kGroup = 32;  // group of int4 weights
@@ -324,7 +325,7 @@ OWN_FUNCTION void prepare_normed(Activations& to, int row, const Linear& linear,
   prepare_row(to, row, linear, normed);
 }
 
-// ---- kernels: 16 outputs of 1 to 8 rows, `out` (B, 16)
+// ---- kernels: 16 outputs of 1 to 8 rows from row `first` on, `out` (B, 16)
 
 // out += weights (32, 16) with 32 values of a row.
 OWN_FUNCTION void multiply_row(const float* weights, const float* values, float* out) {
@@ -386,29 +387,29 @@ inline __m512i broadcast(const void* four_bytes) {
 }
 
 template <int ROWS>
-void int8_tile(const Linear& linear, int64_t tile, const Activations& x, float* out) {
+void int8_tile(const Linear& linear, int64_t tile, const Activations& x, int first, float* out) {
   const uint8_t* codes = linear.tiles + tile * linear.inputs * kTile;
   __m512 total[ROWS];
   for (int m = 0; m < ROWS; m++) total[m] = _mm512_setzero_ps();
   for (int64_t g = 0; g < linear.inputs / kInputs; g++, codes += kInputs * kTile) {
     __m512i sum[ROWS];
-    for (int m = 0; m < ROWS; m++) sum[m] = _mm512_set1_epi32(-128 * x.sums[m][g]);  // the codes' offset
+    for (int m = 0; m < ROWS; m++) sum[m] = _mm512_set1_epi32(-128 * x.sums[first + m][g]);  // the codes' offset
 #pragma GCC unroll 16
     for (int i = 0; i < kInputs / 4; i++) {
       _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + 4096), _MM_HINT_T0);
       const __m512i weights = _mm512_loadu_si512(codes + i * 64);
       for (int m = 0; m < ROWS; m++)
-        sum[m] = _mm512_dpbusd_epi32(sum[m], weights, broadcast(x.codes[m] + g * kInputs + i * 4));
+        sum[m] = _mm512_dpbusd_epi32(sum[m], weights, broadcast(x.codes[first + m] + g * kInputs + i * 4));
     }
     for (int m = 0; m < ROWS; m++)
-      total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), _mm512_set1_ps(x.scales[m][g]), total[m]);
+      total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), _mm512_set1_ps(x.scales[first + m][g]), total[m]);
   }
   const __m512 scales = _mm512_loadu_ps(static_cast<const float*>(linear.scales) + tile * kTile);
   for (int m = 0; m < ROWS; m++) _mm512_storeu_ps(out + m * kTile, _mm512_mul_ps(total[m], scales));
 }
 
 template <int ROWS>
-void int4_tile(const Linear& linear, int64_t tile, const Activations& x, float* out) {
+void int4_tile(const Linear& linear, int64_t tile, const Activations& x, int first, float* out) {
   const int64_t groups = linear.inputs / kGroup;
   const uint8_t* codes = linear.tiles + tile * linear.inputs * kTile / 2;
   const uint16_t* table = static_cast<const uint16_t*>(linear.scales) + tile * groups * 2 * kTile;
@@ -422,19 +423,19 @@ void int4_tile(const Linear& linear, int64_t tile, const Activations& x, float* 
     for (int i = 0; i < kGroup / 8; i++) {
       _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + 2048), _MM_HINT_T0);
       const __m512i both = _mm512_loadu_si512(codes + i * 64);
-      const __m512i first = _mm512_and_si512(both, low), second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+      const __m512i even = _mm512_and_si512(both, low), odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
       for (int m = 0; m < ROWS; m++) {
-        const int8_t* values = x.codes[m] + g * kGroup + i * 8;
-        sum[m] = _mm512_dpbusd_epi32(sum[m], first, broadcast(values));
-        sum[m] = _mm512_dpbusd_epi32(sum[m], second, broadcast(values + 4));
+        const int8_t* values = x.codes[first + m] + g * kGroup + i * 8;
+        sum[m] = _mm512_dpbusd_epi32(sum[m], even, broadcast(values));
+        sum[m] = _mm512_dpbusd_epi32(sum[m], odd, broadcast(values + 4));
       }
     }
     const __m512 step = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));
     const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table + kTile)));
     for (int m = 0; m < ROWS; m++) {  // scale * (step * <codes, values> + minimum * <1, values>)
-      const __m512 offset = _mm512_mul_ps(minimum, _mm512_set1_ps(static_cast<float>(x.sums[m][g])));
+      const __m512 offset = _mm512_mul_ps(minimum, _mm512_set1_ps(static_cast<float>(x.sums[first + m][g])));
       const __m512 product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), step, offset);
-      total[m] = _mm512_fmadd_ps(product, _mm512_set1_ps(x.scales[m][g]), total[m]);
+      total[m] = _mm512_fmadd_ps(product, _mm512_set1_ps(x.scales[first + m][g]), total[m]);
     }
   }
   for (int m = 0; m < ROWS; m++) _mm512_storeu_ps(out + m * kTile, total[m]);
@@ -443,7 +444,7 @@ void int4_tile(const Linear& linear, int64_t tile, const Activations& x, float* 
 
 #ifdef WITH_BF16
 template <int ROWS>
-void bfloat16_tile(const Linear& linear, int64_t tile, const Activations& x, float* out) {
+void bfloat16_tile(const Linear& linear, int64_t tile, const Activations& x, int first, float* out) {
   constexpr int kChains = 2;  // for any number of rows, so that sums are made in the same order
   const uint8_t* halves = linear.tiles + tile * linear.inputs * kTile * 2;
   __m512 total[ROWS][kChains];
@@ -454,7 +455,7 @@ void bfloat16_tile(const Linear& linear, int64_t tile, const Activations& x, flo
       _mm_prefetch(reinterpret_cast<const char*>(halves + u * 64 + 4096), _MM_HINT_T0);
       const __m512bh weights = (__m512bh)_mm512_loadu_si512(halves + u * 64);
       for (int m = 0; m < ROWS; m++)
-        total[m][u] = _mm512_dpbf16_ps(total[m][u], weights, (__m512bh)broadcast(x.halves[m] + k + 2 * u));
+        total[m][u] = _mm512_dpbf16_ps(total[m][u], weights, (__m512bh)broadcast(x.halves[first + m] + k + 2 * u));
     }
   for (int m = 0; m < ROWS; m++) _mm512_storeu_ps(out + m * kTile, _mm512_add_ps(total[m][0], total[m][1]));
 }
@@ -471,24 +472,32 @@ bool interleaved([[maybe_unused]] int64_t kind) {
 }
 
 #define FOR_ROWS(kernel)                                                          \
-  switch (rows) {                                                                 \
-    case 1: return kernel<1>(linear, tile, x, out);                               \
-    case 2: return kernel<2>(linear, tile, x, out);                               \
-    case 3: return kernel<3>(linear, tile, x, out);                               \
-    case 4: return kernel<4>(linear, tile, x, out);                               \
-    case 5: return kernel<5>(linear, tile, x, out);                               \
-    case 6: return kernel<6>(linear, tile, x, out);                               \
-    case 7: return kernel<7>(linear, tile, x, out);                               \
-    default: return kernel<8>(linear, tile, x, out);                              \
-  }
+  for (int first = 0; first < rows; first += kBlock, out += kBlock * kTile)       \
+    switch (rows - first) {                                                       \
+      case 1: kernel<1>(linear, tile, x, first, out); break;                      \
+      case 2: kernel<2>(linear, tile, x, first, out); break;                      \
+      case 3: kernel<3>(linear, tile, x, first, out); break;                      \
+      case 4: kernel<4>(linear, tile, x, first, out); break;                      \
+      case 5: kernel<5>(linear, tile, x, first, out); break;                      \
+      case 6: kernel<6>(linear, tile, x, first, out); break;                      \
+      case 7: kernel<7>(linear, tile, x, first, out); break;                      \
+      default: kernel<kBlock>(linear, tile, x, first, out);                       \
+    }                                                                             \
+  return;
 
 void multiply_tile(const Linear& linear, int64_t tile, const Activations& x, int rows, float* out) {
 #ifdef WITH_VNNI
-  if (linear.kind == kInt8) FOR_ROWS(int8_tile)
-  if (linear.kind == kInt4) FOR_ROWS(int4_tile)
+  if (linear.kind == kInt8) {
+    FOR_ROWS(int8_tile)
+  }
+  if (linear.kind == kInt4) {
+    FOR_ROWS(int4_tile)
+  }
 #endif
 #ifdef WITH_BF16
-  if (linear.kind == kBfloat16) FOR_ROWS(bfloat16_tile)
+  if (linear.kind == kBfloat16) {
+    FOR_ROWS(bfloat16_tile)
+  }
 #endif
   plain_tile(linear, tile, x, rows, out);
 }
@@ -572,7 +581,7 @@ OWN_FUNCTION float gate_weight(const float* gate, const float* normed, int64_t w
   return 1 / (1 + std::exp(-(dot(gate, normed, width) + gate[width])));
 }
 
-// Up to 8 rows through the model, as one thread sees it.
+// Up to 32 rows through the model, as one thread sees it.
 class Pass {
  public:
   Pass(const Model& model, Workspace& space, Activations& x, const Row* rows, int count)
@@ -964,7 +973,7 @@ void fit_group(const float* values, float* best_step, float* best_minimum) {
 
 extern "C" {
 
-int64_t multimodal_version() { return 2; }
+int64_t multimodal_version() { return 3; }
 
 // Whether tiles of a kind are interleaved.
 int64_t multimodal_interleaved(int64_t kind) { return interleaved(kind); }

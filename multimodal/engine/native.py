@@ -36,8 +36,8 @@ KINDS: dict[Precision, int] = {"int8": 0, "int4": 1, "bfloat16": 2}
 TILE = 16  # outputs of a tile
 INPUTS = 64  # inputs are padded to a multiple of it
 GROUP = 32  # inputs that share a step and a minimum in int4
-SHORT = 48  # tokens of a piece of a prompt up to which steps of eight are sooner done than unpacked matrices
-VERSION = 2
+SHORT = 48  # tokens of a piece of a prompt up to which steps are sooner done than unpacked matrices
+VERSION = 3
 
 
 class _CLinear(ctypes.Structure):
@@ -412,7 +412,7 @@ class NativeRunner(TorchRunner):
     def read(
         self, slot: int, tokens: Sequence[int], start: int, seen: Sequence[int], adapter: str | None = None
     ) -> torch.Tensor:
-        """As :class:`TorchRunner`; a short piece as the steps that its tokens would be, eight at a time."""
+        """As :class:`TorchRunner`; a short piece as the steps that its tokens would be, 32 at a time."""
         if len(tokens) > SHORT:
             return super().read(slot, tokens, start, seen, adapter)
         places = zip(tokens, range(start, start + len(tokens)), seen, strict=True)
