@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +18,7 @@ FOREIGN_SCRIPT = re.compile(r"<script(?:(?!</script>).)*https://(?:(?!</script>)
 ROLE = re.compile(r":\w+:<code>~?([^<]*)</code>")
 
 
+@event_priority(100)
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that lie elsewhere; runs before the plugin that turns notebooks into pages."""
     for pattern in PAGES:
@@ -25,9 +27,6 @@ def on_files(files: Files, config: Any) -> Files:
             if place not in NO_PAGES:
                 files.append(File(place, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
-
-
-on_files.mkdocs_priority = 100  # type: ignore[attr-defined]
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
