@@ -1,16 +1,19 @@
-# make setup | demo | test | test-slow | lint | bench | bench-training | clean
+# make setup | demo | lab | notebooks | docs | test | test-slow | lint | bench | bench-training | clean
 # Needs Python 3.11 or newer, make and git; every target sets up what it needs in .venv.
 
 PY := .venv/bin/python
 READY := .venv/.ready
-EXTRAS := compare,demo,medical,service,train,test,lint
+EXTRAS := compare,demo,docs,medical,notebooks,service,train,test,lint
 
-.PHONY: help setup demo test test-slow lint bench bench-training clean
+.PHONY: help setup demo lab notebooks docs test test-slow lint bench bench-training clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make setup      install everything into .venv and prepare the embedded model'
 	@echo 'make demo       open the page: upload a picture, ask, read the answer'
+	@echo 'make lab        JupyterLab with the notebooks'
+	@echo 'make notebooks  execute every notebook in place, offline'
+	@echo 'make docs       build the documentation into build/site; a warning is an error'
 	@echo 'make test       the tests that need no network and no accelerator'
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make lint       style, types, direction of imports, spelling'
@@ -36,6 +39,16 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@$(PY) -m demo.app
+
+lab: $(READY)
+	@.venv/bin/jupyter lab --notebook-dir=notebooks
+
+notebooks: $(READY)
+	@$(PY) -m notebooks.execute
+
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@echo 'Open build/site/index.html'
 
 test: $(READY)
 	@$(PY) -m pytest -n 2 --dist loadfile

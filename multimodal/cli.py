@@ -56,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     ask.add_argument("--max-new-tokens", type=count, default=128, help="length limit of the answer (default: 128)")
     ask.add_argument(
-        "--trace", type=Path, metavar="PNG", help="draw where the model looked, and its gates, into a file"
+        "--trace",
+        type=Path,
+        metavar="PNG",
+        help="draw the gates of each word, and attention over the picture, into a file",
     )
     ask.add_argument(
         "--min-confidence",

@@ -1,4 +1,4 @@
-"""Draws what an answer's trace knows: where the model looked, and how much picture went into each word.
+"""Draws what an answer's trace knows: how much picture went into each word, and where its attention lay.
 
 What it does: merges tokens into words, folds attention over the picture, and lays picture, bars and text out as one
 image for `multimodal ask --trace`. The demo takes the parts it needs from here.

@@ -18,7 +18,7 @@ UNSET: Any = None
 class FusionConfig(PreTrainedConfig):
     """Configuration of a fused model.
 
-    Args:
+    Attributes:
         text_config: The decoder's configuration (Llama-like).
         vision_config: The encoder's.
         cross_attention_layers: Decoder layers before which a cross-attention block stands, from 0, ascending.

@@ -21,7 +21,8 @@ from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -84,6 +85,9 @@ class ResumableTrainer(Trainer):
                 "FSDP and DeepSpeed shard weights that are trained, of which a fused model has few, and a checkpoint "
                 "holds whole ones: start one process for each GPU with torchrun, without either"
             )
+        if DEFAULT_PROGRESS_CALLBACK is not ProgressCallback:  # in a notebook; it fails where training stops early
+            self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+            self.add_callback(ProgressCallback)
         self._gone_on_from: Path | None = None
         self.add_callback(_GoOn(self))
 
