@@ -18,6 +18,10 @@ class EngineFull(EngineError):
     """Too many requests wait already."""
 
 
+class EngineClosed(EngineError):
+    """The engine takes no request any more."""
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A picture of a request.
@@ -49,6 +53,7 @@ class Request:
         seed: Of sampling; the same seed gives the same answer, whatever else the engine does.
         stop: Strings that end the answer; they are not part of it.
         adapter: Which adapter answers, None for none.
+        top_logprobs: Of how many of the likeliest tokens the log-probability is told with each token.
     """
 
     tokens: Sequence[int]
@@ -59,6 +64,7 @@ class Request:
     seed: int = 0
     stop: Sequence[str] = ()
     adapter: str | None = None
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,14 @@ class Token:
         logprob: The log-probability that the model gave to it, whatever the temperature.
         text: What it adds to the text; what may be the beginning of a stop string comes with a later token.
         time: When it was there, in seconds of ``time.perf_counter``.
+        likeliest: As many as the request asked for: ids and log-probabilities, the likeliest first.
     """
 
     id: int
     logprob: float
     text: str
     time: float
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(eq=False)

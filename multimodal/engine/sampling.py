@@ -57,6 +57,14 @@ class Scores:
         self.likeliest: list[int] = likeliest.tolist()
         self.logprobs: list[float] = (top - logits.logsumexp(-1)).tolist()
 
+    def top(self, row: int, count: int) -> tuple[tuple[int, float], ...]:
+        """The likeliest tokens of a row and their log-probabilities at temperature 1, the likeliest first."""
+        if not count:
+            return ()
+        logits, tokens = self.logits[row].topk(min(count, self.logits.shape[-1]))
+        logprobs = logits - logits[0] + self.logprobs[row]
+        return tuple(zip(tokens.tolist(), logprobs.tolist(), strict=True))
+
 
 class TextStream:
     """Tokens to text as they come: whole characters, and nothing of a stop string.

@@ -5,6 +5,7 @@ from __future__ import annotations
 try:
     from multimodal.service.app import create_app
     from multimodal.service.server import check_address, serve, serving
+    from multimodal.service.settings import ServiceSettings
 except ModuleNotFoundError as error:
     if error.name not in ("fastapi", "pydantic", "starlette", "uvicorn"):
         raise
@@ -12,4 +13,4 @@ except ModuleNotFoundError as error:
         f"the service needs {error.name}, which is not installed: pip install 'multimodal[service]'"
     ) from None
 
-__all__ = ["check_address", "create_app", "serve", "serving"]
+__all__ = ["ServiceSettings", "check_address", "create_app", "serve", "serving"]

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from multimodal.adapters import AdapterError
-from multimodal.engine import EngineError, EngineFull
+from multimodal.engine import EngineClosed, EngineError, EngineFull
 from multimodal.images import ImageError
 from multimodal.model import ModelError
 
@@ -67,6 +67,8 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, EngineFull):
         headers = {"Retry-After": str(RETRY_AFTER)}
         return ApiError(429, str(error), code="rate_limit_exceeded", headers=headers)
+    if isinstance(error, EngineClosed):
+        return ApiError(503, "the model is not there any more: ask again when the server is back", code="closed")
     if isinstance(error, ImageError):
         return ApiError(400, str(error), param="messages", code="invalid_image")
     if isinstance(error, MENDABLE):

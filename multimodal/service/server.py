@@ -1,11 +1,12 @@
-"""Serving a model on this machine, in the foreground or beside a program.
+"""Serving a model, in the foreground or beside a program.
 
-What always holds: nothing but this machine can connect, since nobody is asked for a key; and at the end no generation
+What always holds: nothing but this machine can connect where nobody is asked for a key; and at the end no generation
 goes on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import threading
@@ -17,14 +18,23 @@ import uvicorn
 from fastapi import FastAPI
 
 from multimodal.model import MultiModalModel
+from multimodal.service.answering import Answering
 from multimodal.service.app import create_app
+from multimodal.service.settings import ServiceSettings
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 5  # seconds that a caller has to read the end of its answer when the server shuts down
 BACKLOG = 128  # connections that wait to be accepted
 
 
-def serve(model: MultiModalModel, *, name: str, host: str = LOOPBACK, port: int = 8000) -> None:
+def serve(
+    model: MultiModalModel,
+    *,
+    name: str,
+    host: str = LOOPBACK,
+    port: int = 8000,
+    settings: ServiceSettings | None = None,
+) -> None:
     """Serve a model until Ctrl-C; says its URL when it is ready.
 
     Args:
@@ -32,6 +42,7 @@ def serve(model: MultiModalModel, *, name: str, host: str = LOOPBACK, port: int 
         name: What callers call it.
         host: An address of this machine that no other one reaches.
         port: Of TCP; 0 takes one that is free.
+        settings: Its limits.
 
     Raises:
         ValueError: As :func:`check_address` says.
@@ -39,7 +50,7 @@ def serve(model: MultiModalModel, *, name: str, host: str = LOOPBACK, port: int 
     """
     check_address(host, port)
     with _listener(host, port) as listener:
-        server = _Server(create_app(model, name=name))
+        server = _Server(create_app(model, name=name, settings=settings))
         model.engine.runner.prepare()  # with the loading, not with somebody's first question
         print(f"{name} answers at {_url(listener)} (Ctrl-C ends it)", flush=True)
         with suppress(KeyboardInterrupt):
@@ -47,19 +58,20 @@ def serve(model: MultiModalModel, *, name: str, host: str = LOOPBACK, port: int 
 
 
 @contextmanager
-def serving(model: MultiModalModel, *, name: str) -> Iterator[str]:
+def serving(model: MultiModalModel, *, name: str, settings: ServiceSettings | None = None) -> Iterator[str]:
     """Serve a model in a thread, at a port that is free, for as long as the block lasts.
 
     Args:
         model: What answers.
         name: What callers call it.
+        settings: Its limits. By default as for :func:`serve`, but that the end of the block does not wait for answers.
 
     Yields:
         The base URL, ``http://127.0.0.1:PORT/v1``; the endpoint is ready then.
     """
     with _listener(LOOPBACK, 0) as listener:
         url = _url(listener)
-        server = _Server(create_app(model, name=name))
+        server = _Server(create_app(model, name=name, settings=settings or ServiceSettings(grace_seconds=0)))
         thread = threading.Thread(target=server.run, args=([listener],), name="service", daemon=True)
         thread.start()
         try:
@@ -93,18 +105,24 @@ def check_address(host: str, port: int) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends what is being answered before it waits for its callers to leave."""
+    """Finishes what is being answered, or ends it, before it waits for its callers to leave."""
 
     def __init__(self, app: FastAPI) -> None:
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=PATIENCE, backlog=BACKLOG
         )
         super().__init__(config)
-        self._generations = app.state.generations
+        self._answering: Answering = app.state.answering
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for generation in list(self._generations):
-            generation.cancel()
+        for server in self.servers:  # nobody new, while those who are here are answered
+            server.close()
+        flights = self._answering.flights
+        flights.stopping = True
+        until = time.monotonic() + self._answering.settings.grace_seconds
+        while flights and not self.force_exit and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        self._answering.end_all()
         await super().shutdown(sockets)
 
 
