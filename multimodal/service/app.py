@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
+from sqlalchemy import Engine
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -18,13 +19,24 @@ from multimodal.engine import EngineError
 from multimodal.model import MultiModalModel
 from multimodal.service.answering import Answering
 from multimodal.service.errors import ApiError, as_api_error
+from multimodal.service.logs import AuditLog, RequestLog
 from multimodal.service.page import CHAT, describe, page_of
+from multimodal.service.sessions import add_sessions
 from multimodal.service.settings import ServiceSettings
+from multimodal.service.watch import Watch
 
 GONE = 499  # nginx's status for a caller who left; nobody reads it
 
 
-def create_app(model: MultiModalModel, *, name: str, settings: ServiceSettings | None = None) -> FastAPI:
+def create_app(
+    model: MultiModalModel,
+    *,
+    name: str,
+    settings: ServiceSettings | None = None,
+    database: Engine | None = None,
+    log: RequestLog | None = None,
+    audit: AuditLog | None = None,
+) -> FastAPI:
     """The endpoint of a model.
 
     Args:
@@ -32,13 +44,20 @@ def create_app(model: MultiModalModel, *, name: str, settings: ServiceSettings |
         name: What callers call it. That is the model as it came, whatever adapter is chosen in it; with an adapter it
             is called ``name:adapter``.
         settings: Its limits.
+        database: With keys and sessions, as :func:`~multimodal.store.open_database` opens it. Without one, and as long
+            as nobody made a key in it, callers need none, and must be programs on this machine.
+        log: Where requests are written down.
+        audit: Where answers are accounted for.
 
     Returns:
         The application. Its ``state.answering`` holds what is being answered.
     """
     settings = settings or ServiceSettings()
     app = FastAPI(title="multimodal", version="1", docs_url=None, redoc_url=None)
-    answering = app.state.answering = Answering(model, name=name, settings=settings)
+    answering = app.state.answering = Answering(
+        model, name=name, settings=settings, database=database, log=log, audit=audit
+    )
+    app.add_middleware(Watch, metrics=answering.metrics, log=log)  # type: ignore[arg-type]
     created = int(time.time())
 
     def described(called: str) -> dict[str, Any]:
@@ -55,13 +74,15 @@ def create_app(model: MultiModalModel, *, name: str, settings: ServiceSettings |
             return as_api_error(error).response()
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models(request: Request) -> dict[str, Any]:
         """The model, and the model with each of its adapters."""
+        await answering.doors.caller(request, "chat")
         return {"object": "list", "data": [described(called) for called in answering.names()]}
 
     @app.get("/v1/models/{called:path}")
-    async def one_model(called: str) -> dict[str, Any]:
+    async def one_model(request: Request, called: str) -> dict[str, Any]:
         """One of them."""
+        await answering.doors.caller(request, "chat")
         answering.adapter_of(called)
         return described(called)
 
@@ -76,10 +97,18 @@ def create_app(model: MultiModalModel, *, name: str, settings: ServiceSettings |
         answering.check_ready()
         return {"status": "ready", "model": name}
 
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """Figures for Prometheus."""
+        await answering.doors.caller(request, "metrics")
+        return Response(answering.metrics.page(), media_type="text/plain; version=0.0.4")
+
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(page_of(app.openapi()))
 
+    if answering.sessions is not None:
+        add_sessions(app, answering.sessions, answering.doors)
     describe(app)
 
     async def tell(_: Request, error: Exception) -> Response:

@@ -16,6 +16,7 @@ from multimodal.adapters import AdapterError
 from multimodal.engine import EngineClosed, EngineError, EngineFull
 from multimodal.images import ImageError
 from multimodal.model import ModelError
+from multimodal.store import PictureGone
 
 RETRY_AFTER = 1  # seconds; an answer takes about as long
 MENDABLE = (ImageError, ModelError, AdapterError, EngineError)  # their messages name the remedy
@@ -69,6 +70,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="rate_limit_exceeded", headers=headers)
     if isinstance(error, EngineClosed):
         return ApiError(503, "the model is not there any more: ask again when the server is back", code="closed")
+    if isinstance(error, PictureGone):
+        return ApiError(400, str(error), param="metadata.session_id", code="picture_gone")
     if isinstance(error, ImageError):
         return ApiError(400, str(error), param="messages", code="invalid_image")
     if isinstance(error, MENDABLE):

@@ -16,6 +16,7 @@ class ServiceSettings:
         characters: Of all texts of a request together; the model's own limit, in tokens, is behind it.
         answer_tokens: That a request may ask for.
         choices: That a request may ask for (``n``).
+        held_bytes: Of the bodies of all requests that are being read, wait or are answered.
         waiting: Requests that wait for their turn.
         queue_seconds: For which one waits, at most.
         answer_seconds: That an answer may take, at most.
@@ -33,6 +34,7 @@ class ServiceSettings:
     characters: int = 200_000
     answer_tokens: int = 2048
     choices: int = 8
+    held_bytes: int = 2**30
     waiting: int = 256
     queue_seconds: float = 60.0
     answer_seconds: float = 300.0

@@ -181,7 +181,11 @@ class TestCommand:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            found = re.fullmatch(r"fused answers at (http://127\.0\.0\.1:\d+/v1) \(Ctrl-C ends it\)\n", line)
+            found = re.fullmatch(
+                r"fused answers at (http://127\.0\.0\.1:\d+/v1), "
+                r"to this machine only: there are no keys \(Ctrl-C ends it\)\n",
+                line,
+            )
             assert found, line
             with client_of(found[1]) as client:
                 assert [model.id for model in client.models.list()] == ["fused", "fused:mine"]
