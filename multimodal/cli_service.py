@@ -33,6 +33,35 @@ def add_serve(command: Any) -> None:
     )
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     serve.add_argument("--store", metavar="DATABASE", help=f"{STORE_HELP} (default: none, and so neither)")
+    serve.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch pictures from this host, if it is on the public internet; may be repeated (default: none)",
+    )
+    serve.add_argument("--waiting", type=count, default=256, help="requests that wait for their turn (default: 256)")
+    serve.add_argument(
+        "--cache-answers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep the last N answers for the same questions; not for medical ones (default: 0)",
+    )
+    serve.add_argument("--keep-days", type=float, default=30.0, help="of sessions and their pictures (default: 30)")
+    serve.add_argument(
+        "--grace", type=float, default=20.0, metavar="SECONDS", help="to finish at the end (default: 20)"
+    )
+    serve.add_argument(
+        "--log", metavar="FILE", help="a JSON line for each request, no prompt, picture or key in it; - for stderr"
+    )
+    serve.add_argument("--log-said", action="store_true", help="write questions and answers into that log, too")
+    serve.add_argument(
+        "--audit",
+        type=Path,
+        metavar="FILE",
+        help="a JSON line for each answer: who, when, digests of model, adapter, pictures and answer",
+    )
     serve.set_defaults(run=_serve)
 
 
@@ -65,17 +94,30 @@ def add_keys(command: Any) -> None:
 def _serve(options: argparse.Namespace) -> int:
     quiet()
     try:
-        from multimodal.service import check_address, serve
+        from multimodal.service import AuditLog, RequestLog, ServiceSettings, check_address, serve
     except ImportError as error:  # it says what to install
         raise RuntimeError(str(error)) from None
     from multimodal.model import MultiModalModel
 
     database = None if options.store is None else _open(options.store)
     check_address(options.host, options.port, database=database)  # told before the model is loaded
+    settings = ServiceSettings(
+        waiting=options.waiting,
+        grace_seconds=options.grace,
+        allowed_hosts=frozenset(host.lower() for host in options.allow_host),
+        cached_answers=options.cache_answers,
+        keep_days=options.keep_days,
+    )
+    audit = None if options.audit is None else AuditLog(options.audit)
+    log = None
+    if options.log is not None:
+        file = sys.stderr if options.log == "-" else open(options.log, "a", encoding="utf-8")  # noqa: SIM115
+        log = RequestLog(file, said=options.log_said)
     model = MultiModalModel.from_pretrained(options.model, precision=options.precision)
     for folder in options.adapter:
         model.load_adapter(folder)
-    serve(model, name=model.name, host=options.host, port=options.port, database=database)
+    parts = {"settings": settings, "database": database, "log": log, "audit": audit}
+    serve(model, name=model.name, host=options.host, port=options.port, **parts)
     return 0
 
 

@@ -6,6 +6,7 @@ What always holds: what a caller can mend says how; anything else says its kind 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,7 +74,8 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, PictureGone):
         return ApiError(400, str(error), param="metadata.session_id", code="picture_gone")
     if isinstance(error, ImageError):
-        return ApiError(400, str(error), param="messages", code="invalid_image")
+        said = re.sub(r",? or pass max_\w+=", "", str(error))  # which a caller cannot
+        return ApiError(400, said, param="messages", code="invalid_image")
     if isinstance(error, MENDABLE):
         return ApiError(400, str(error).replace("max_new_tokens", "max_tokens"), code="invalid_value")
     log.error("a request failed", exc_info=error)
