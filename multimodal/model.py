@@ -462,7 +462,7 @@ class MultiModalModel:
             )
         return tokens, pictures
 
-    def _picture(self, image: Any, max_pixels: int) -> Picture:
+    def _picture(self, image: Any, max_pixels: int = MAX_PIXELS) -> Picture:
         """Prepare a picture; one whose file was asked about before is not decoded again."""
         encoded = read_encoded(image)
         if encoded is None:
