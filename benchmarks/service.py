@@ -70,7 +70,7 @@ def first_token(client: OpenAI, model: str, question: str, shown: str | None, se
     began = time.perf_counter()
     stream = client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": parts}],  # type: ignore[arg-type, misc, list-item]
+        messages=[{"role": "user", "content": parts}],
         max_tokens=4,
         stream=True,
         metadata={} if session is None else {"session_id": session},

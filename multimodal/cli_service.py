@@ -116,8 +116,16 @@ def _serve(options: argparse.Namespace) -> int:
     model = MultiModalModel.from_pretrained(options.model, precision=options.precision)
     for folder in options.adapter:
         model.load_adapter(folder)
-    parts = {"settings": settings, "database": database, "log": log, "audit": audit}
-    serve(model, name=model.name, host=options.host, port=options.port, **parts)
+    serve(
+        model,
+        name=model.name,
+        host=options.host,
+        port=options.port,
+        settings=settings,
+        database=database,
+        log=log,
+        audit=audit,
+    )
     return 0
 
 

@@ -57,7 +57,7 @@ def create_app(
     answering = app.state.answering = Answering(
         model, name=name, settings=settings, database=database, log=log, audit=audit
     )
-    app.add_middleware(Watch, metrics=answering.metrics, log=log)  # type: ignore[arg-type]
+    app.add_middleware(Watch, metrics=answering.metrics, log=log)
     created = int(time.time())
 
     def described(called: str) -> dict[str, Any]:

@@ -27,23 +27,25 @@ class Metrics:
 
     def __init__(self, answering: Answering) -> None:
         self._registry = CollectorRegistry()
-        registered = {"registry": self._registry}
+        registry = self._registry
         self._requests = Counter(
-            "multimodal_requests", "Requests, by address and status.", ["endpoint", "status"], **registered
+            "multimodal_requests", "Requests, by address and status.", ["endpoint", "status"], registry=registry
         )
         self._first = Histogram(
             "multimodal_time_to_first_token_seconds",
             "From a request's arrival to its first token.",
             buckets=SECONDS,
-            **registered,
+            registry=registry,
         )
         self._speed = Histogram(
-            "multimodal_tokens_per_second", "Of an answer, after its first token.", buckets=SPEEDS, **registered
+            "multimodal_tokens_per_second", "Of an answer, after its first token.", buckets=SPEEDS, registry=registry
         )
         self._tokens = Counter(
-            "multimodal_tokens", "Tokens of prompts, of these what was known already, and of answers.", ["kind"],
-            **registered,
-        )  # fmt: skip
+            "multimodal_tokens",
+            "Tokens of prompts, of these what was known already, and of answers.",
+            ["kind"],
+            registry=registry,
+        )
         self._registry.register(_Live(answering))
 
     def requested(self, endpoint: str, status: int) -> None:
@@ -94,7 +96,7 @@ class _Live(Collector):
             ("encoded_pictures", model.engine.pictures),
             ("answers", answering.cache),
         ):
-            hits.add_metric([name], cache.hits)  # type: ignore[attr-defined]
-            misses.add_metric([name], cache.misses)  # type: ignore[attr-defined]
+            hits.add_metric([name], cache.hits)
+            misses.add_metric([name], cache.misses)
         yield hits
         yield misses

@@ -168,7 +168,7 @@ class SessionStore:
         with Session(self._database) as session:
             counts = dict(
                 session.execute(
-                    select(StoredMessage.session, func.count())  # type: ignore[call-overload]
+                    select(StoredMessage.session, func.count())
                     .where(StoredMessage.owner == owner)
                     .group_by(StoredMessage.session)
                 ).all()
@@ -197,7 +197,7 @@ class SessionStore:
 def _delete(session: Session, owner: str, name: str) -> bool:
     gone = session.execute(delete(StoredSession).where(_is(StoredSession, owner), col(StoredSession.name) == name))
     for table in (StoredMessage, ShownPicture):
-        session.execute(delete(table).where(_is(table, owner), col(table.session) == name))  # type: ignore[attr-defined]
+        session.execute(delete(table).where(_is(table, owner), col(table.session) == name))
     session.execute(delete(StoredPicture).where(~exists().where(col(ShownPicture.digest) == StoredPicture.digest)))
     return bool(gone.rowcount)  # type: ignore[attr-defined]
 
