@@ -26,7 +26,7 @@ from multimodal.service.settings import ServiceSettings
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 5  # seconds that a caller has to read the end of its answer when the server shuts down
-BACKLOG = 128  # connections that wait to be accepted
+BACKLOG = 1024  # connections that wait to be accepted
 
 
 def serve(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import random
 import re
@@ -33,7 +34,7 @@ from tests.service.conftest import QUESTION, asking
 from tests.training.tiny import draw
 
 PICTURES = int(os.environ.get("STRESS_PICTURES", 70))
-REQUESTS = int(os.environ.get("STRESS_REQUESTS", 100))
+REQUESTS = int(os.environ.get("STRESS_REQUESTS", 60))
 CLIENTS = int(os.environ.get("STRESS_CLIENTS", 40))
 SECONDS = float(os.environ.get("STRESS_SECONDS", 2))
 LEVEL = 64 * 2**20  # bytes by which memory may differ: what the allocator keeps of a few decoded pictures
@@ -65,12 +66,15 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    store = tmp_path_factory.mktemp("stress") / "store.sqlite"
-    server = Server("--model", str(checkpoint), "--store", str(store), "--waiting", "64", "--allow-host", "localhost")
+    folder = tmp_path_factory.mktemp("stress")
+    files = ["--store", f"{folder}/store.sqlite", "--log", f"{folder}/log.jsonl", "--audit", f"{folder}/audit.jsonl"]
+    server = Server("--model", str(checkpoint), *files, "--waiting", "64", "--allow-host", "localhost")
     yield server
     server.process.terminate()
     server.process.wait()
-    shutil.rmtree(store.parent)
+    lines = [json.loads(line) for name in ("log", "audit") for line in (folder / f"{name}.jsonl").open()]
+    assert len(lines) > PICTURES and QUESTION not in str(lines)
+    shutil.rmtree(folder)
 
 
 def whole_pictures() -> list[bytes]:
