@@ -27,6 +27,7 @@ from multimodal.service.settings import ServiceSettings
 LOOPBACK = "127.0.0.1"
 PATIENCE = 5  # seconds that a caller has to read the end of its answer when the server shuts down
 BACKLOG = 1024  # connections that wait to be accepted
+KEEP_ALIVE = 75  # seconds, nginx's: a client gives up an idle connection first, so none is cut while it sends on it
 
 
 def serve(
@@ -132,7 +133,13 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI) -> None:
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=PATIENCE, backlog=BACKLOG
+            app,
+            log_level="warning",
+            access_log=False,
+            ws="none",
+            timeout_graceful_shutdown=PATIENCE,
+            timeout_keep_alive=KEEP_ALIVE,
+            backlog=BACKLOG,
         )
         super().__init__(config)
         self._answering: Answering = app.state.answering
