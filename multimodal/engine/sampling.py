@@ -19,7 +19,8 @@ class Sampler:
     """
 
     def __init__(self, *, temperature: float, top_p: float, seed: int) -> None:
-        self.temperature, self.top_p = temperature, top_p
+        # Beyond these, float32 has no shares any more; up to them, an answer is greedy or pure chance already.
+        self.temperature, self.top_p = min(max(temperature, 1e-6), 1e6), top_p
         self._chance = torch.Generator().manual_seed(seed) if temperature > 0 else None
 
     def pick(self, scores: Scores, row: int) -> tuple[int, float]:
@@ -29,7 +30,7 @@ class Sampler:
         shares = (scores.logits[row].cpu() / self.temperature).softmax(-1)
         if self.top_p < 1:
             ordered, places = shares.sort(descending=True)
-            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0  # the first always stays
+            ordered[1:][ordered.cumsum(-1)[:-1] >= self.top_p] = 0  # the first always stays
             token = int(places[torch.multinomial(ordered, 1, generator=self._chance)])
         else:
             token = int(torch.multinomial(shares, 1, generator=self._chance))

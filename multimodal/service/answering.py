@@ -221,7 +221,7 @@ class Answering:
                 max_new_tokens=asked.most_tokens,
                 temperature=asked.temperature,
                 top_p=asked.top_p,
-                seed=None if asked.seed is None else (asked.seed + number) % 2**63,
+                seed=None if asked.seed is None else asked.seed + number,
                 stop=asked.stop,
                 adapter=self.adapter_of(asked.model),
                 top_logprobs=asked.top_logprobs,

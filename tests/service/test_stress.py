@@ -73,7 +73,7 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     server.process.terminate()
     server.process.wait()
     lines = [json.loads(line) for name in ("log", "audit") for line in (folder / f"{name}.jsonl").open()]
-    assert len(lines) > PICTURES and QUESTION not in str(lines)
+    assert lines and QUESTION not in str(lines)
     shutil.rmtree(folder)
 
 
