@@ -13,7 +13,7 @@ help:
 	@echo 'make demo       open the page: upload a picture, ask, read the answer'
 	@echo 'make test       the tests that need no network and no accelerator'
 	@echo 'make test-slow  the tests that take minutes'
-	@echo 'make stress     damaged pictures, nonsense and crowds for the service: about a quarter of an hour'
+	@echo 'make stress     damaged pictures, nonsense and crowds for the service: about half an hour'
 	@echo 'make lint       style, types, direction of imports, spelling'
 	@echo 'make bench      time to the first word, the engine against transformers, second questions over HTTP'
 	@echo 'make bench-training  steps per second with and without what is computed only once'
