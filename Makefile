@@ -1,11 +1,11 @@
-# make setup | demo | lab | notebooks | docs | test | test-slow | lint | bench | bench-training | clean
+# make setup | demo | lab | notebooks | docs | test | test-slow | stress | lint | bench | bench-training | clean
 # Needs Python 3.11 or newer, make and git; every target sets up what it needs in .venv.
 
 PY := .venv/bin/python
 READY := .venv/.ready
 EXTRAS := compare,demo,docs,medical,notebooks,service,train,test,lint
 
-.PHONY: help setup demo lab notebooks docs test test-slow lint bench bench-training clean
+.PHONY: help setup demo lab notebooks docs test test-slow stress lint bench bench-training clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,8 +16,9 @@ help:
 	@echo 'make docs       build the documentation into build/site; a warning is an error'
 	@echo 'make test       the tests that need no network and no accelerator'
 	@echo 'make test-slow  the tests that take minutes'
+	@echo 'make stress     damaged pictures, nonsense and crowds for the service: about half an hour'
 	@echo 'make lint       style, types, direction of imports, spelling'
-	@echo 'make bench      time from process start to the first word, and the engine against transformers'
+	@echo 'make bench      time to the first word, the engine against transformers, second questions over HTTP'
 	@echo 'make bench-training  steps per second with and without what is computed only once'
 	@echo 'make clean      remove .venv and what was built'
 
@@ -56,9 +57,14 @@ test: $(READY)
 test-slow: $(READY)
 	@$(PY) -m pytest -m slow
 
+stress: $(READY)
+	@STRESS_PICTURES=2000 STRESS_REQUESTS=5000 STRESS_CLIENTS=200 STRESS_SECONDS=60 \
+	  $(PY) -m pytest -s tests/service/test_stress.py
+
 bench: $(READY)
 	@$(PY) -m benchmarks.startup
 	@$(PY) -m benchmarks.engine
+	@$(PY) -m benchmarks.service
 
 bench-training: $(READY)
 	@$(PY) -m benchmarks.prefix

@@ -16,6 +16,7 @@ from typing import Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, numbers, quiet, share
 from multimodal.cli_compare import add_advise, add_compare
+from multimodal.cli_service import add_keys, add_serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,25 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--json", action="store_true", help="print the answer with its figures as JSON")
     ask.set_defaults(run=_ask)
 
-    serve = command("serve", "serve a model to programs on this machine, as OpenAI's endpoint does")
-    serve.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
-    serve.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FOLDER",
-        help="also serve the model with this adapter, as MODEL:FOLDER; may be repeated",
-    )
-    serve.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help=PRECISION_HELP,
-    )
-    serve.add_argument("--host", default="127.0.0.1", help="an address of this machine only (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
-    serve.set_defaults(run=_serve)
+    add_serve(command)
+    add_keys(command)
 
     train = command("train", "train a fused model; the same command goes on after an interruption")
     train.add_argument(
@@ -326,22 +310,6 @@ def _ask(options: argparse.Namespace) -> int:
 
         draw_trace(image, answer, question=options.prompt).save(options.trace)
         print(f"drawn: {options.trace}", file=sys.stderr)
-    return 0
-
-
-def _serve(options: argparse.Namespace) -> int:
-    quiet()
-    try:
-        from multimodal.service import check_address, serve
-    except ImportError as error:  # it says what to install
-        raise RuntimeError(str(error)) from None
-    from multimodal.model import MultiModalModel
-
-    check_address(options.host, options.port)  # told before the model is loaded
-    model = MultiModalModel.from_pretrained(options.model, precision=options.precision)
-    for folder in options.adapter:
-        model.load_adapter(folder)
-    serve(model, name=model.name, host=options.host, port=options.port)
     return 0
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig
 from multimodal.adapters import AdapterError, AdapterSwitch, load_adapter, read_adapter
 from multimodal.engine import DTYPES, Engine, Generation, LeastRecentlyUsed, Picture, Request, digest_of
 from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, FusionProcessor, FusionTrace
-from multimodal.images import load_image, read_encoded
+from multimodal.images import MAX_PIXELS, load_image, read_encoded
 from multimodal.presets import PRESETS, trained_folder
 
 DEFAULT_MODEL = "embedded"
@@ -174,6 +174,7 @@ class MultiModalModel:
 
     Attributes:
         switch: Lets every answer be computed with its own adapter.
+        prepared: Pictures as the encoder takes them, by the content of their files.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class MultiModalModel:
         self.switch = AdapterSwitch(self.model)
         self._engine: Engine | None = None
         self._lock = threading.Lock()
-        self._prepared: LeastRecentlyUsed[Picture] = LeastRecentlyUsed(PREPARED_BYTES)
+        self.prepared: LeastRecentlyUsed[Picture] = LeastRecentlyUsed(PREPARED_BYTES)
 
     @property
     def engine(self) -> Engine:
@@ -346,6 +347,8 @@ class MultiModalModel:
         trace: bool = False,
         min_confidence: float = 0.0,
         adapter: str | None = CHOSEN,
+        top_logprobs: int = 0,
+        max_pixels: int = MAX_PIXELS,
     ) -> AnswerStream:
         """Answer the last message of a chat piece by piece.
 
@@ -362,6 +365,8 @@ class MultiModalModel:
             trace: Also compute the trace (one more forward pass at the end).
             min_confidence: An answer with less confidence is marked as ``unsure``, 0 to 1; it is given all the same.
             adapter: Which adapter answers, None for none; by default the one that :meth:`set_adapter` chose.
+            top_logprobs: Of how many of the likeliest tokens the generation tells the log-probability, with each token.
+            max_pixels: Most pixels in a picture.
 
         Returns:
             An iterator over pieces of text; its ``answer`` is there when it is exhausted, its ``stop()`` ends it.
@@ -383,7 +388,7 @@ class MultiModalModel:
             if not fits:
                 raise ModelError(f"{option}={value} must be {range_}")
         adapter = self.adapter if adapter is CHOSEN else self._known(adapter)
-        tokens, pictures = self._prepare(messages, max_new_tokens)
+        tokens, pictures = self._prepare(messages, max_new_tokens, max_pixels)
         prepared = time.perf_counter()
         request = Request(
             tokens=tokens,
@@ -394,6 +399,7 @@ class MultiModalModel:
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
             stop=[stop] if isinstance(stop, str) else list(stop),
             adapter=adapter,
+            top_logprobs=top_logprobs,
         )
         return AnswerStream(
             self,
@@ -406,7 +412,7 @@ class MultiModalModel:
 
     def forget(self) -> None:
         """Keep nothing of pictures and conversations, while nothing is asked: for who measures a first question."""
-        self._prepared.clear()
+        self.prepared.clear()
         self.engine.forget()
 
     @torch.inference_mode()
@@ -442,9 +448,11 @@ class MultiModalModel:
             sanitize_control_tokens=True,
         )
 
-    def _prepare(self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int) -> tuple[list[int], list[Picture]]:
+    def _prepare(
+        self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int, max_pixels: int
+    ) -> tuple[list[int], list[Picture]]:
         chat, images = _read_chat(messages)
-        pictures = [self._picture(image) for image in images]
+        pictures = [self._picture(image, max_pixels) for image in images]
         (tokens,) = self.tokenise([chat])
         limit = self.model.config.text_config.max_position_embeddings
         if len(tokens) + max_new_tokens > limit:
@@ -454,15 +462,17 @@ class MultiModalModel:
             )
         return tokens, pictures
 
-    def _picture(self, image: Any) -> Picture:
+    def _picture(self, image: Any, max_pixels: int = MAX_PIXELS) -> Picture:
         """Prepare a picture; one whose file was asked about before is not decoded again."""
         encoded = read_encoded(image)
         if encoded is None:
-            return self._decoded(image)
-        return self._prepared.get(hashlib.sha256(encoded.data).digest(), lambda: self._decoded(encoded))
+            return self._decoded(image, max_pixels)
+        key = hashlib.sha256(encoded.data).digest(), max_pixels
+        return self.prepared.get(key, lambda: self._decoded(encoded, max_pixels))
 
-    def _decoded(self, image: Any) -> Picture:
-        pixels = self.processor.image_processor(load_image(image), return_tensors="pt")["pixel_values"][0]
+    def _decoded(self, image: Any, max_pixels: int = MAX_PIXELS) -> Picture:
+        loaded = load_image(image, max_pixels=max_pixels)
+        pixels = self.processor.image_processor(loaded, return_tensors="pt")["pixel_values"][0]
         return Picture(pixels, digest_of(pixels))
 
 

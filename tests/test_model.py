@@ -175,9 +175,9 @@ class TestAnswer:
     ) -> None:
         decoded: list[Any] = []
 
-        def load(image: Any) -> Image.Image:
+        def load(image: Any, **options: Any) -> Image.Image:
             decoded.append(image)
-            return load_image(image)
+            return load_image(image, **options)
 
         monkeypatch.setattr("multimodal.model.load_image", load)
         file = tmp_path / "picture.png"

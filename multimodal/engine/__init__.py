@@ -3,11 +3,12 @@
 from multimodal.engine.engine import Engine
 from multimodal.engine.pictures import LeastRecentlyUsed, digest_of
 from multimodal.engine.precisions import DTYPES, make_runner
-from multimodal.engine.requests import EngineError, EngineFull, Generation, Picture, Request, Token
+from multimodal.engine.requests import EngineClosed, EngineError, EngineFull, Generation, Picture, Request, Token
 
 __all__ = [
     "DTYPES",
     "Engine",
+    "EngineClosed",
     "EngineError",
     "EngineFull",
     "Generation",

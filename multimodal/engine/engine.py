@@ -27,7 +27,7 @@ import torch
 
 from multimodal.engine.pictures import LeastRecentlyUsed
 from multimodal.engine.precisions import make_runner
-from multimodal.engine.requests import EngineError, EngineFull, Generation, Picture, Request, Token
+from multimodal.engine.requests import EngineClosed, EngineError, EngineFull, Generation, Picture, Request, Token
 from multimodal.engine.runner import PictureStates, Row, Runner
 from multimodal.engine.sampling import Sampler, Scores, TextStream
 from multimodal.engine.threads import release_threads
@@ -146,8 +146,8 @@ class Engine:
 
         Raises:
             EngineFull: If too many wait.
-            EngineError: If the engine is closed, or the request cannot be answered: too long, or pictures and
-                placeholders differ in number.
+            EngineClosed: If the engine is closed.
+            EngineError: If the request cannot be answered: too long, or pictures and placeholders differ in number.
         """
         seen = _counted(request.tokens, self.model.config.image_token_id)
         self._check(request, seen)
@@ -160,7 +160,7 @@ class Engine:
         )
         with self._lock:
             if self._closed:
-                raise EngineError("the engine is closed: make another one")
+                raise EngineClosed("the engine is closed: make another one")
             if len(self._waiting) >= self.queue:
                 raise EngineFull(f"{len(self._waiting)} requests wait already: ask again in a moment")
             self._waiting.append(job)
@@ -214,6 +214,11 @@ class Engine:
         pairs = [block.attention.keys_values(regions) for block in blocks]
         keys, values = (torch.stack([pair[which][0] for pair in pairs]) for which in (0, 1))  # (M, K, L, C)
         return PictureStates(keys, values)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no request any more."""
+        return self._closed
 
     def close(self) -> None:
         """End all that is being answered, and wait for it; a closed engine takes no request."""

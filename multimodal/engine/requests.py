@@ -18,6 +18,10 @@ class EngineFull(EngineError):
     """Too many requests wait already."""
 
 
+class EngineClosed(EngineError):
+    """The engine takes no request any more."""
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A picture of a request.

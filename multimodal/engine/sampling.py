@@ -30,7 +30,9 @@ class Sampler:
         repetition_penalty: float = 1.0,
         prompt: Sequence[int] = (),
     ) -> None:
-        self.temperature, self.top_p, self.repetition_penalty = temperature, top_p, repetition_penalty
+        # Beyond these, float32 has no shares any more; up to them, an answer is greedy or pure chance already.
+        self.temperature, self.top_p = min(max(temperature, 1e-6), 1e6), top_p
+        self.repetition_penalty = repetition_penalty
         self._chance = torch.Generator().manual_seed(seed) if temperature > 0 else None
         self._known = set(prompt) if repetition_penalty != 1 else None
 
@@ -59,7 +61,7 @@ class Sampler:
         shares = (logits / self.temperature).softmax(-1)
         if self.top_p < 1:
             ordered, places = shares.sort(descending=True)
-            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0  # the first always stays
+            ordered[1:][ordered.cumsum(-1)[:-1] >= self.top_p] = 0  # the first always stays
             return int(places[torch.multinomial(ordered, 1, generator=self._chance)])
         return int(torch.multinomial(shares, 1, generator=self._chance))
 
@@ -88,7 +90,7 @@ class Scores:
         """The likeliest tokens of one row that can be said, and their log-probabilities, the likeliest first."""
         if not count:
             return ()
-        logprobs, tokens = self.logits[row].log_softmax(-1).topk(count)
+        logprobs, tokens = self.logits[row].log_softmax(-1).topk(min(count, self.logits.shape[-1]))
         pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
         return tuple(pair for pair in pairs if pair[1] > -math.inf)
 

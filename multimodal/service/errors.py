@@ -6,6 +6,7 @@ What always holds: what a caller can mend says how; anything else says its kind 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from multimodal.adapters import AdapterError
-from multimodal.engine import EngineError, EngineFull
+from multimodal.engine import EngineClosed, EngineError, EngineFull
 from multimodal.images import ImageError
 from multimodal.model import ModelError
+from multimodal.store import PictureGone
 
 RETRY_AFTER = 1  # seconds; an answer takes about as long
 MENDABLE = (ImageError, ModelError, AdapterError, EngineError)  # their messages name the remedy
@@ -67,8 +69,13 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, EngineFull):
         headers = {"Retry-After": str(RETRY_AFTER)}
         return ApiError(429, str(error), code="rate_limit_exceeded", headers=headers)
+    if isinstance(error, EngineClosed):
+        return ApiError(503, "the model is not there any more: ask again when the server is back", code="closed")
+    if isinstance(error, PictureGone):
+        return ApiError(400, str(error), param="metadata.session_id", code="picture_gone")
     if isinstance(error, ImageError):
-        return ApiError(400, str(error), param="messages", code="invalid_image")
+        said = re.sub(r",? or pass max_\w+=", "", str(error))  # which a caller cannot
+        return ApiError(400, said, param="messages", code="invalid_image")
     if isinstance(error, MENDABLE):
         return ApiError(400, str(error).replace("max_new_tokens", "max_tokens"), code="invalid_value")
     log.error("a request failed", exc_info=error)

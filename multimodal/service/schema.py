@@ -1,7 +1,7 @@
 """A request for a chat completion, read strictly.
 
 What cannot be done is refused by name, never left out in silence: a caller who asks for tools and gets prose has been
-misled. Parameters that change nothing about an answer (``user``, ``metadata``, ...) are taken and ignored.
+misled. Parameters that change nothing about an answer (``user``, ``store``, ...) are taken and ignored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from multimodal.service.errors import ApiError
 
 IGNORED = {
-    "metadata",
     "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_retention",
@@ -31,15 +30,12 @@ NEUTRAL: dict[str, list[Any]] = {
     "functions": [[]],
     "logit_bias": [{}],
     "modalities": [["text"]],
-    "n": [1],
     "presence_penalty": [0],
     "response_format": [{"type": "text"}],
     "tool_choice": ["none", "auto"],
     "tools": [[]],
-    "top_logprobs": [0],
     "web_search_options": [],
 }
-REMEDIES = {"n": "ask several times, each with another seed", "top_logprobs": "logprobs are of the chosen tokens only"}
 
 
 class ImageUrl(BaseModel):
@@ -73,7 +69,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_as_parts)]
+    content: Annotated[list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
 
 
 class StreamOptions(BaseModel):
@@ -83,12 +79,20 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class Metadata(BaseModel):
+    """What a caller says beside its request; all but the session's name is ignored."""
+
+    model_config = ConfigDict(strict=True)
+    session_id: Annotated[str, Field(pattern=r"^[\w.:-]{1,128}$")] | None = None
+
+
 class ChatRequest(BaseModel):
     """A request for a chat completion. Without a temperature it is greedy, as everywhere in this project."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
+    metadata: Metadata = Metadata()
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     max_tokens: Annotated[int, Field(ge=1)] = 128
@@ -96,8 +100,20 @@ class ChatRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[str], Field(max_length=16), BeforeValidator(lambda s: [s] if isinstance(s, str) else s)] = []
+    stop: Annotated[
+        list[str],
+        Field(max_length=16),
+        BeforeValidator(lambda s: [s] if isinstance(s, str) else s, json_schema_input_type=str | list[str]),
+    ] = []
+    n: Annotated[int, Field(ge=1)] = 1
     logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
 
     @property
     def most_tokens(self) -> int:
@@ -122,8 +138,7 @@ def read_request(body: bytes) -> ChatRequest:
         if key in NEUTRAL:
             if said.pop(key) not in NEUTRAL[key]:
                 usual = " or ".join(map(str, NEUTRAL[key])) or "left out"
-                remedy = f"; {REMEDIES[key]}" if key in REMEDIES else ""
-                raise ApiError(400, f"{key} can only be {usual} here{remedy}", param=key, code="unsupported_parameter")
+                raise ApiError(400, f"{key} can only be {usual} here", param=key, code="unsupported_parameter")
         elif key not in ChatRequest.model_fields:
             raise ApiError(400, f"{key!r:.60} is unknown here: leave it out", param=key[:60], code="unknown_parameter")
     try:
@@ -136,4 +151,4 @@ def read_request(body: bytes) -> ChatRequest:
 
 def _param(place: tuple[int | str, ...]) -> str:
     """As OpenAI writes it: ``messages[0].content[1].text``."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".") or "body"

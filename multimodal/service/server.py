@@ -1,12 +1,12 @@
-"""Serving a model on this machine, in the foreground or beside a program.
+"""Serving a model, in the foreground or beside a program.
 
-What always holds: nothing but this machine can connect, since nobody is asked for a key; and at the end no generation
+What always holds: nothing but this machine can connect where nobody is asked for a key; and at the end no generation
 goes on.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import socket
 import threading
 import time
@@ -15,51 +15,86 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import Engine
 
 from multimodal.model import MultiModalModel
+from multimodal.service.answering import Answering
 from multimodal.service.app import create_app
+from multimodal.service.doors import Doors, is_loopback
+from multimodal.service.logs import AuditLog, RequestLog
+from multimodal.service.settings import ServiceSettings
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 5  # seconds that a caller has to read the end of its answer when the server shuts down
-BACKLOG = 128  # connections that wait to be accepted
+BACKLOG = 1024  # connections that wait to be accepted
+KEEP_ALIVE = 75  # seconds, nginx's: a client gives up an idle connection first, so none is cut while it sends on it
 
 
-def serve(model: MultiModalModel, *, name: str, host: str = LOOPBACK, port: int = 8000) -> None:
+def serve(
+    model: MultiModalModel,
+    *,
+    name: str,
+    host: str = LOOPBACK,
+    port: int = 8000,
+    settings: ServiceSettings | None = None,
+    database: Engine | None = None,
+    log: RequestLog | None = None,
+    audit: AuditLog | None = None,
+) -> None:
     """Serve a model until Ctrl-C; says its URL when it is ready.
 
     Args:
         model: What answers.
         name: What callers call it.
-        host: An address of this machine that no other one reaches.
+        host: An address of this machine; without keys one that no other machine reaches.
         port: Of TCP; 0 takes one that is free.
+        settings: Its limits.
+        database: As for :func:`create_app`.
+        log: Likewise.
+        audit: Likewise.
 
     Raises:
         ValueError: As :func:`check_address` says.
         OSError: If the port is taken.
     """
-    check_address(host, port)
+    check_address(host, port, database=database)
     with _listener(host, port) as listener:
-        server = _Server(create_app(model, name=name))
+        app = create_app(model, name=name, settings=settings, database=database, log=log, audit=audit)
+        server = _Server(app)
         model.engine.runner.prepare()  # with the loading, not with somebody's first question
-        print(f"{name} answers at {_url(listener)} (Ctrl-C ends it)", flush=True)
+        whom = "to whom has a key" if app.state.answering.doors.guarded() else "to this machine only: there are no keys"
+        print(f"{name} answers at {_url(listener)}, {whom} (Ctrl-C ends it)", flush=True)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
 
 @contextmanager
-def serving(model: MultiModalModel, *, name: str) -> Iterator[str]:
+def serving(
+    model: MultiModalModel,
+    *,
+    name: str,
+    settings: ServiceSettings | None = None,
+    database: Engine | None = None,
+    log: RequestLog | None = None,
+    audit: AuditLog | None = None,
+) -> Iterator[str]:
     """Serve a model in a thread, at a port that is free, for as long as the block lasts.
 
     Args:
         model: What answers.
         name: What callers call it.
+        settings: Its limits. By default as for :func:`serve`, but that the end of the block does not wait for answers.
+        database: As for :func:`create_app`.
+        log: Likewise.
+        audit: Likewise.
 
     Yields:
         The base URL, ``http://127.0.0.1:PORT/v1``; the endpoint is ready then.
     """
     with _listener(LOOPBACK, 0) as listener:
         url = _url(listener)
-        server = _Server(create_app(model, name=name))
+        settings = settings or ServiceSettings(grace_seconds=0)
+        server = _Server(create_app(model, name=name, settings=settings, database=database, log=log, audit=audit))
         thread = threading.Thread(target=server.run, args=([listener],), name="service", daemon=True)
         thread.start()
         try:
@@ -73,38 +108,51 @@ def serving(model: MultiModalModel, *, name: str) -> Iterator[str]:
             thread.join()
 
 
-def check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int, *, database: Engine | None = None) -> None:
     """Make sure that nobody is served whom nobody has asked for a key.
+
+    Args:
+        host: Of the server.
+        port: Likewise.
+        database: With the keys, if there are any.
 
     Raises:
         ValueError: If other machines reach the host, or there is no such port.
     """
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name: who knows where it leads
-        loopback = False
-    if not loopback:
+    if not is_loopback(host) and not Doors(database).guarded():
         raise ValueError(
-            f"other machines may reach the host {host!r}, and the service asks nobody for a key: use {LOOPBACK}, and "
-            "from elsewhere a tunnel (ssh -L) or a proxy that checks keys"
+            f"other machines may reach the host {host!r}, and the service asks nobody for a key: use {LOOPBACK}, or "
+            "make a key with `multimodal keys create` and name its --store"
         )
     if not 0 <= port <= 65535:
         raise ValueError(f"there is no port {port}: give one of 1 to 65535, or 0 for any that is free")
 
 
 class _Server(uvicorn.Server):
-    """Ends what is being answered before it waits for its callers to leave."""
+    """Finishes what is being answered, or ends it, before it waits for its callers to leave."""
 
     def __init__(self, app: FastAPI) -> None:
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=PATIENCE, backlog=BACKLOG
+            app,
+            log_level="warning",
+            access_log=False,
+            ws="none",
+            timeout_graceful_shutdown=PATIENCE,
+            timeout_keep_alive=KEEP_ALIVE,
+            backlog=BACKLOG,
         )
         super().__init__(config)
-        self._generations = app.state.generations
+        self._answering: Answering = app.state.answering
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for generation in list(self._generations):
-            generation.cancel()
+        for server in self.servers:  # nobody new, while those who are here are answered
+            server.close()
+        flights = self._answering.flights
+        flights.stopping = True
+        until = time.monotonic() + self._answering.settings.grace_seconds
+        while flights and not self.force_exit and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        self._answering.end_all()
         await super().shutdown(sockets)
 
 

@@ -76,3 +76,22 @@ def test_half_a_character_at_the_end_shows_as_one_that_is_unknown() -> None:
     ids = tokenizer("日", add_special_tokens=False)["input_ids"][:-1]
     stream = TextStream(tokenizer)
     assert "".join([*map(stream.add, ids), stream.flush()]) == tokenizer.decode(ids)
+
+
+def test_the_likeliest_tokens_come_in_order() -> None:
+    logits = torch.tensor([[0.0, 1.0, 9.0, 3.0], [0.0, 3.0, 2.0, 1.0]])
+    scores = Scores(logits, [2])
+    expected = logits.log_softmax(-1)
+    assert scores.top(1, 0) == ()
+    assert [token for token, _ in scores.top(0, 3)] == [3, 1, 0]
+    for token, logprob in scores.top(1, 2):
+        assert logprob == pytest.approx(float(expected[1, token]), abs=1e-6)
+    assert len(scores.top(0, 99)) == 4
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(5e-324, 1.0), (1e308, 1.0), (1.0, 5e-324), (1e-300, 1e-300)])
+def test_extremes_are_no_error(temperature: float, top_p: float) -> None:
+    logits = torch.tensor([[30.0, -4.0, 29.0, 0.0]])
+    samplers = [Sampler(temperature=temperature, top_p=top_p, seed=seed) for seed in range(40)]
+    picked = {sampler.pick(Scores(logits.clone(), [3]), 0)[0] for sampler in samplers}
+    assert picked == ({0, 1, 2} if temperature > 1 else {0})

@@ -27,8 +27,12 @@ class TestBadRequest:
     @pytest.mark.parametrize(
         ("options", "param", "says"),
         [
-            ({"n": 2}, "n", "can only be 1 here; ask several times"),
-            ({"logprobs": True, "top_logprobs": 3}, "top_logprobs", "of the chosen tokens only"),
+            ({"n": 0}, "n", "greater than or equal to 1"),
+            ({"n": 9}, "n", "9 choices exceed the server's 8: lower n"),
+            ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+            ({"top_logprobs": 3}, "body", "top_logprobs needs logprobs: true"),
+            ({"max_tokens": 3000}, "max_tokens", "3,000 tokens exceed the server's 2,048: lower max_tokens"),
+            ({"metadata": {"session_id": "a b"}}, "metadata.session_id", "should match pattern"),
             ({"temperature": -1}, "temperature", "greater than or equal to 0"),
             ({"temperature": "hot"}, "temperature", "valid number"),
             ({"top_p": 0}, "top_p", "greater than 0"),
@@ -63,7 +67,8 @@ class TestBadRequest:
             ([*asking(QUESTION), {"role": "assistant", "content": "red"}], "end it with a question of the user"),
             ([{**asking(QUESTION, draw("red", 0))[0], "role": "system"}, *asking(QUESTION)], "show pictures as the"),
             (asking("Is it red? " * 50), "shorten it, or lower max_tokens"),
-            (asking(QUESTION, *[draw("red", 0)] * 70), "pictures exceed the engine's"),
+            (asking(QUESTION, *[draw("red", 0)] * 33), "33 pictures exceed the server's 32: send fewer"),
+            (asking("x" * 200_001), "200,001 characters exceed the server's 200,000: shorten the prompt"),
         ],
     )
     def test_messages(self, client: OpenAI, messages: Any, says: str) -> None:

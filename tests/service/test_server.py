@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import socket
@@ -66,6 +67,19 @@ class TestCallersWhoLeave:
                 )
             wait_for(lambda: not model.engine._jobs())
             assert slow.done < 100
+
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_the_model_is_free_within_one_token(self, url: str, model: MultiModalModel, stream: bool) -> None:
+        body = json.dumps({"model": NAME, "messages": asking(QUESTION), "max_tokens": 200, "stream": stream}).encode()
+        address = httpx.URL(url)
+        with Slow(model, pause=0.3) as slow:
+            with socket.create_connection((address.host, address.port)) as connection:
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+                connection.sendall(head.encode() + body)
+                wait_for(lambda: slow.done >= 3)
+            done = slow.done
+            wait_for(lambda: not model.engine._jobs())
+            assert slow.done <= done + 1  # the step that was being computed, and perhaps the next
 
     def test_before_they_have_sent_everything(self, client: OpenAI, url: str) -> None:
         address = httpx.URL(url)
@@ -181,7 +195,11 @@ class TestCommand:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            found = re.fullmatch(r"fused answers at (http://127\.0\.0\.1:\d+/v1) \(Ctrl-C ends it\)\n", line)
+            found = re.fullmatch(
+                r"fused answers at (http://127\.0\.0\.1:\d+/v1), "
+                r"to this machine only: there are no keys \(Ctrl-C ends it\)\n",
+                line,
+            )
             assert found, line
             with client_of(found[1]) as client:
                 assert [model.id for model in client.models.list()] == ["fused", "fused:mine"]
