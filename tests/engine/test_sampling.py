@@ -86,7 +86,7 @@ def test_the_likeliest_tokens_come_in_order() -> None:
     assert [token for token, _ in scores.top(0, 3)] == [3, 1, 0]
     for token, logprob in scores.top(1, 2):
         assert logprob == pytest.approx(float(expected[1, token]), abs=1e-6)
-    assert len(scores.top(0, 99)) == 4
+    assert [token for token, _ in scores.top(0, 99)] == [3, 1, 0]  # what is suppressed cannot be said
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(5e-324, 1.0), (1e308, 1.0), (1.0, 5e-324), (1e-300, 1e-300)])
