@@ -7,6 +7,7 @@ page writes lies in a folder of its own, which goes when the demo ends.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import signal
 import sys
@@ -38,11 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     from demo.asking import Asking
+    from demo.choosing import Choosing
+    from demo.comparing import Comparing
     from demo.page import build, launch_options
 
     asking = Asking(lambda: _load(options.model, options.adapters))
-    # Of a folder, visitors need not know where it lies.
-    page = build(asking, model_name=Path(options.model).name, adapters=list(options.adapters))
+    comparing = Comparing(asking, model_name=options.model, votes=options.votes)
+    page = build(
+        asking,
+        comparing=comparing,
+        choosing=Choosing(options.comparisons, anywhere=_is_here(options.host)),
+        model_name=Path(options.model).name,  # of a folder, visitors need not know where it lies
+        adapters=list(options.adapters),
+    )
     try:
         _, address, _ = page.launch(
             server_name=options.host, server_port=options.port, prevent_thread_lock=True, **launch_options()
@@ -63,7 +72,16 @@ def _serve(options: argparse.Namespace) -> int:
         return 1
     finally:
         page.close(verbose=False)
+        comparing.close()
     return 0
+
+
+def _is_here(host: str) -> bool:
+    """Whether only this machine's own people reach the host."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name: who knows where it leads
+        return False
 
 
 def _adapters(said: Sequence[Path], shelf: str | None) -> dict[str, Path]:
@@ -119,6 +137,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="an adapter that `multimodal adapt` made, to choose on the page; may be repeated (default: those in the "
         "folder $MULTIMODAL_ADAPTERS)",
+    )
+    parser.add_argument(
+        "--votes",
+        type=Path,
+        metavar="FOLDER",
+        help="where votes for answers are kept, in votes.jsonl (default: ~/.local/share/multimodal)",
+    )
+    parser.add_argument(
+        "--comparisons",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="where comparisons lie, in folders named comparison* (default: .)",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"

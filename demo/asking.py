@@ -62,6 +62,12 @@ class Asking:
         """Wait until the model is loaded; an error of loading it is raised here."""
         self._model.result()
 
+    def model_within(self, *, seconds: float) -> MultiModalModel | None:
+        """The model, or None if it is still loading after so many seconds; an error of loading it is raised here."""
+        if not self._model.done():
+            self._loaded_within(seconds=seconds)
+        return self._model.result() if self._model.done() else None
+
     def new_question(self, session: str) -> int:
         """End what the session is being told, and give the number of its next question."""
         self.stop(session)

@@ -23,7 +23,9 @@ from multimodal.model import Answer, ModelError, MultiModalModel
 
 pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
 
-from demo import app, page
+from demo import app, ask_tab, page, shared
+from demo.choosing import Choosing
+from demo.comparing import Comparing
 from demo.explanation import doing, figures, heat_legend, unsure_notice, word_buttons
 from multimodal.drawing import Word, answer_words
 from tests.demo.tiny import free_port
@@ -189,9 +191,9 @@ def test_an_unsure_answer_is_shown_and_said_to_be_unsure(answer: Answer, picture
     assert "The model is not sure" in unsure_notice(unsure) and "31 %" in unsure_notice(unsure)
     assert "less than 1 %" in unsure_notice(replace(unsure, confidence=1e-9))
     assert unsure_notice(replace(answer, confidence=0.0)) == ""
-    text, status, *_ = page._told(Step("Done", answer.text, unsure), picture)
+    text, status, *_ = ask_tab._told(Step("Done", answer.text, unsure), picture)
     assert text == answer.text and status == unsure_notice(unsure) + figures(unsure)
-    assert "not sure" not in page._told(Step("Done", answer.text, answer), picture)[1]
+    assert "not sure" not in ask_tab._told(Step("Done", answer.text, answer), picture)[1]
 
 
 def test_the_asker_says_how_sure_is_sure(asking: Asking, picture: Image.Image) -> None:
@@ -242,13 +244,13 @@ def test_each_asker_has_their_own_adapter(tiny_folder: Path, adapter_folder: Pat
 
 def test_adapters_are_chosen_on_the_page(model: MultiModalModel) -> None:
     def dropdown(adapters: list[str]) -> dict[str, Any]:
-        blocks = page.build(Asking(lambda: model), model_name="tiny", adapters=adapters)
+        blocks = build(model, model_name="tiny", adapters=adapters)
         return next(
             block for block in blocks.get_config_file()["components"] if block["props"].get("label") == "Adapter"
         )
 
     props = dropdown(["shop", "clinic"])["props"]
-    assert props["visible"] and props["value"] == page.NO_ADAPTER
+    assert props["visible"] and props["value"] == ask_tab.NO_ADAPTER
     assert [tuple(choice) for choice in props["choices"]] == [("none", ""), ("shop", "shop"), ("clinic", "clinic")]
     assert not dropdown([])["props"]["visible"], "nothing to choose from"
 
@@ -286,19 +288,26 @@ def test_heat_is_explained(answer: Answer) -> None:
 
 
 def test_attention_to_a_word_and_to_the_whole_answer(answer: Answer, picture: Image.Image) -> None:
-    found = page.Explained(picture, answer, answer_words(answer))
-    drawings = [page._looked(found, index)[0] for index in (-1, 0, 1)]
+    found = ask_tab.Explained(picture, answer, answer_words(answer))
+    drawings = [ask_tab._looked(found, index)[0] for index in (-1, 0, 1)]
     assert all(drawing.size == picture.size for drawing in drawings)
     assert drawings[1].tobytes() != drawings[2].tobytes()
-    assert page._looked(found, 10**6)[0].tobytes() == drawings[0].tobytes(), "no such word: the whole answer"
+    assert ask_tab._looked(found, 10**6)[0].tobytes() == drawings[0].tobytes(), "no such word: the whole answer"
 
 
 # ---- the page and its start
 
 
+def build(model: MultiModalModel, **options: Any) -> Any:
+    """The page, with comparisons of the same model."""
+    asking = Asking(lambda: model)
+    comparing = Comparing(asking, model_name="tiny", votes=Path("nowhere"))
+    return page.build(asking, comparing=comparing, choosing=Choosing(Path("nowhere"), anywhere=True), **options)
+
+
 def test_the_page_reports_nothing_and_names_no_other_host(model: MultiModalModel) -> None:
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
-    blocks = page.build(Asking(lambda: model), model_name="<b>tiny</b>")
+    blocks = build(model, model_name="<b>tiny</b>")
     config = str(blocks.get_config_file())
     assert not blocks.analytics_enabled
     assert "Not a medical device" in config
@@ -309,10 +318,22 @@ def test_the_page_reports_nothing_and_names_no_other_host(model: MultiModalModel
     assert options["max_file_size"] and not options["run_history"] and not options["share"]
 
 
+def test_the_page_is_made_without_what_comparisons_need() -> None:
+    heavy = ["multimodal.compare", "multimodal.pipelines", "matplotlib", "torch", "transformers"]
+    code = f"import sys, demo.page; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=500)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_only_this_machine_may_name_any_folder() -> None:
+    assert app._is_here("127.0.0.1") and app._is_here("localhost") and app._is_here("::1")
+    assert not app._is_here("0.0.0.0") and not app._is_here("example.org")
+
+
 def test_pictures_are_made_small_enough_to_keep() -> None:
     image = Image.new("RGB", (5000, 100))
-    assert page._fitted(image, 2048).size == (2048, 41) and image.size == (5000, 100)
-    assert page._fitted(Image.new("RGB", (50, 10)), 2048).size == (50, 10)
+    assert shared.fitted(image, 2048).size == (2048, 41) and image.size == (5000, 100)
+    assert shared.fitted(Image.new("RGB", (50, 10)), 2048).size == (50, 10)
 
 
 def test_the_model_is_chosen_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:

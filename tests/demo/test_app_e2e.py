@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 import demo
-from tests.demo.tiny import free_port
+from multimodal.journal import Journal
+from tests.demo.tiny import free_port, save_comparison
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install -e '.[test]'")
 pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
@@ -43,6 +44,15 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# What is wider than the window, though it can't be scrolled to: names of elements.
+STICKING_OUT = """() => {
+  const scrolled = element => element && (['auto', 'scroll'].includes(getComputedStyle(element).overflowX)
+    && element !== document.documentElement && element !== document.body || scrolled(element.parentElement));
+  return [...document.querySelectorAll('main *')]
+    .filter(element => element.checkVisibility() && !scrolled(element.parentElement))
+    .filter(element => element.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .map(element => `${element.tagName} ${element.id} ${element.className}`);
+}"""
 PATIENCE = 120  # seconds for anything to appear: the machine may be busy
 SLOW = 0.15  # seconds for each token
 
@@ -53,6 +63,7 @@ class Server:
     def __init__(self, port: int, log: Path) -> None:
         self.address = f"http://127.0.0.1:{port}"
         self.log = log
+        self.folder = log.parent
 
     def tokens(self) -> int:
         """How many were generated so far."""
@@ -76,7 +87,10 @@ def start(folder: Path | str, temporary: Path, *, seconds: float) -> Iterator[Se
     log = temporary / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.demo.slow_app", str(seconds), "--model", str(folder), "--port", str(port)],
+            [
+                *(sys.executable, "-m", "tests.demo.slow_app", str(seconds), "--model", str(folder)),
+                *("--port", str(port), "--votes", str(temporary), "--comparisons", str(temporary)),
+            ],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
             stdout=output,
@@ -305,6 +319,67 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Any, server: Server) -> No
         box = visit.page.locator(part).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390, f"{part} sticks out: {box}"
     visit.page.close()
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 900, "light"), (390, 844, "dark")])
+def test_every_tab_at_both_widths(
+    browser: Any, server: Server, tmp_path: Path, width: int, height: int, scheme: str
+) -> None:
+    visit = Visit(browser, server, viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = visit.page
+
+    def photograph(name: str) -> None:
+        page.screenshot(path=tmp_path / f"{name}-{width}.png", full_page=True)
+        assert page.evaluate(STICKING_OUT) == [], f"{name} is too wide"
+
+    photograph("ask")
+    page.get_by_role("tab", name="Compare").click()
+    samples = page.locator("#compare-samples button")
+    samples.first.wait_for()
+    page.locator("#compare").click()
+    page.get_by_test_id("toast-body").filter(has_text="Add a picture first").wait_for()
+    samples.first.click()
+    page.locator("#compare-picture img").wait_for()
+    assert page.locator("#tabs").get_by_text("Not a medical device").locator("visible=true").count() == 1
+    tokens = page.locator("#compare-length input[type=number]")
+    page.get_by_role("button", name="Options").locator("visible=true").click()
+    tokens.fill("8")
+    tokens.press("Tab")
+    page.locator("#compare").click()
+    page.locator("#vote-equal").wait_for()
+    cards = page.locator(".card")
+    assert cards.count() == 4 and page.locator(".card .said").count() == 4
+    for fold in page.locator(".card summary").all():
+        fold.click()
+    assert page.locator(".boxed rect").count() == 4, "two lines of text, read for two pipelines"
+    assert page.locator(".boxed img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    photograph("compare")
+    votes = Journal(server.folder / "votes.jsonl")
+    before = len(votes.read())
+    page.locator("#vote-hybrid").click()
+    page.get_by_text("your vote is kept").wait_for()
+    assert not page.locator("#vote-native").is_visible(), "one vote for each comparison"
+    *_, vote = votes.read()
+    assert len(votes.read()) == before + 1 and vote["vote"] == "hybrid" and len(vote["replies"]) == 4
+
+    page.get_by_role("tab", name="Choose").click()
+    if not (server.folder / "comparison-1").exists():
+        page.locator("#advice").get_by_text("multimodal compare --tasks").wait_for()
+        save_comparison(server.folder / "comparison-1")
+        page.get_by_role("tab", name="Ask").click()
+        page.get_by_role("tab", name="Choose").click()
+    page.locator("#advice .advice").wait_for()
+    page.frame_locator("#report iframe").get_by_role("heading", name="Comparison on toy").wait_for()
+    volume = page.locator("#volume input[type=number]")
+    volume.fill("5000")
+    volume.press("Tab")
+    page.locator("#advice").get_by_text("Cost at 5,000 calls a day").wait_for()
+    page.locator("#here input").check()
+    page.locator("#advice").get_by_text("toy: use native").wait_for()
+    page.locator("#report iframe").scroll_into_view_if_needed()  # what was never in the window is not painted
+    photograph("choose")
+    page.close()
+    assert visit.elsewhere == [] and visit.errors == []
 
 
 @pytest.mark.skipif(
