@@ -16,6 +16,7 @@ from typing import Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, numbers, quiet, share
 from multimodal.cli_compare import add_advise, add_compare
+from multimodal.cli_feedback import add_feedback
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,12 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("prompt", help="what to ask")
     ask.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
     ask.add_argument("--adapter", type=Path, metavar="FOLDER", help=_ADAPTER_HELP)
-    ask.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help=PRECISION_HELP,
-    )
+    ask.add_argument("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
     ask.add_argument("--max-new-tokens", type=count, default=128, help="length limit of the answer (default: 128)")
     ask.add_argument(
         "--trace", type=Path, metavar="PNG", help="draw where the model looked, and its gates, into a file"
@@ -78,12 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="also serve the model with this adapter, as MODEL:FOLDER; may be repeated",
     )
-    serve.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help=PRECISION_HELP,
-    )
+    serve.add_argument("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
     serve.add_argument("--host", default="127.0.0.1", help="an address of this machine only (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     serve.set_defaults(run=_serve)
@@ -253,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_compare(command)
     add_advise(command)
+    add_feedback(command)
 
     describe = command("describe", "what is in data sets, and which pictures stand in two splits")
     describe.add_argument(
