@@ -13,10 +13,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from demo.ask_tab import Choice
     from multimodal.model import MultiModalModel
 
 ADAPTER = "adapter_config.json"  # what makes a folder one of an adapter
@@ -42,15 +44,24 @@ def _serve(options: argparse.Namespace) -> int:
     from demo.choosing import Choosing
     from demo.comparing import Comparing
     from demo.page import build, launch_options
+    from multimodal.store import StoreError
+    from multimodal.store.feedback import Feedback
 
-    asking = Asking(lambda: _load(options.model, options.adapters))
-    comparing = Comparing(asking, model_name=options.model, votes=options.votes)
+    try:
+        feedback = Feedback(options.feedback)
+    except StoreError as error:
+        print(f"feedback can't be kept: {error}", file=sys.stderr)
+        return 1
+    asking = Asking(
+        lambda: _load(options.model, options.adapters), *(partial(_load, name, {}) for name in options.also)
+    )
+    comparing = Comparing(asking, model_name=options.model, feedback=feedback)
     page = build(
         asking,
+        feedback,
         comparing=comparing,
         choosing=Choosing(options.comparisons, anywhere=_is_here(options.host)),
-        model_name=Path(options.model).name,  # of a folder, visitors need not know where it lies
-        adapters=list(options.adapters),
+        choices=_choices(options),
     )
     try:
         _, address, _ = page.launch(
@@ -74,6 +85,15 @@ def _serve(options: argparse.Namespace) -> int:
         page.close(verbose=False)
         comparing.close()
     return 0
+
+
+def _choices(options: argparse.Namespace) -> list[Choice]:
+    """Models and adapters by the last part of their names: visitors need not know where they lie."""
+    from demo.ask_tab import Choice
+
+    first, *others = (Path(name).name for name in (options.model, *options.also))
+    adapted = [Choice(f"{first} + {adapter}", adapter=adapter) for adapter in options.adapters]
+    return [Choice(first), *adapted, *(Choice(name, model=place) for place, name in enumerate(others, start=1))]
 
 
 def _is_here(host: str) -> bool:
@@ -139,10 +159,17 @@ def _parser() -> argparse.ArgumentParser:
         "folder $MULTIMODAL_ADAPTERS)",
     )
     parser.add_argument(
-        "--votes",
+        "--also",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="a further model to choose on the page, which is loaded when it is first asked; may be repeated",
+    )
+    parser.add_argument(
+        "--feedback",
         type=Path,
         metavar="FOLDER",
-        help="where votes for answers are kept, in votes.jsonl (default: ~/.local/share/multimodal)",
+        help="where feedback and the pictures that it is about are kept (default: ~/.local/share/multimodal)",
     )
     parser.add_argument(
         "--comparisons",

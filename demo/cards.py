@@ -17,89 +17,92 @@ from PIL import Image
 
 from demo.comparing import Reply
 from demo.shared import fitted
+from demo.wording import WORDS, say
 
 if TYPE_CHECKING:
     from multimodal.pipelines import Answer, Step
 
 SIDE = 640  # pixels of the picture on which boxes are drawn
-ABOUT = {
-    "native": "The fused model, which sees the picture.",
-    "text_only": "The language model alone. Programs have read the picture for it.",
-    "hybrid": "The fused model, which sees the picture and is told the text in it.",
-    "blind": "The language model alone. It is told nothing of the picture.",
-}
-TITLES = {
-    "ocr": "Text that was read",
-    "tags": "What it may show",
-    "caption": "Caption",
-    "model": "The exact prompt",
-    "llm": "The exact prompt",
+TITLES = {  # of steps; others are called as they are
+    "ocr": "step_ocr",
+    "tags": "step_tags",
+    "caption": "step_caption",
+    "model": "step_prompt",
+    "llm": "step_prompt",
 }
 ASKED = ("model", "llm")  # the step that the answer comes from: its output is what was sent
 
 
-def waiting(pipeline: str, text: str = "") -> str:
+def waiting(pipeline: str, text: str = "", language: str = "en") -> str:
     """A card without an answer yet, as HTML."""
-    return _card(pipeline, f'<p class="doing" role="status">{escape(text)}</p>' if text else "")
+    inside = f'<p class="doing" role="status">{escape(text)}</p>' if text else ""
+    return _card(pipeline, inside, language)
 
 
-def card(reply: Reply, picture: Image.Image) -> str:
+def card(reply: Reply, picture: Image.Image, language: str = "en") -> str:
     """A card, as HTML.
 
     Args:
         reply: With the answer, or why there is none.
         picture: Boxes are drawn on it.
+        language: As `demo.wording` has it.
     """
     answer = reply.answer
     if answer is None:
-        return _card(reply.pipeline, f'<p class="notice" role="status">{escape(reply.error)}</p>')
-    text = escape(answer.text) or "<em>(an empty answer)</em>"
-    end = "" if answer.finished else '<p class="caption">Cut short at the length limit.</p>'
-    return _card(reply.pipeline, f'<p class="said">{text}</p>{end}{_figures(answer)}{_saw(answer, picture)}')
+        return _card(reply.pipeline, f'<p class="notice" role="status">{escape(reply.error)}</p>', language)
+    text = escape(answer.text) or f"<em>{say('empty_answer', language)}</em>"
+    end = "" if answer.finished else f'<p class="caption">{say("cut_at_limit", language)}</p>'
+    told = f'<p class="said">{text}</p>{end}{_figures(answer, language)}{_saw(answer, picture, language)}'
+    return _card(reply.pipeline, told, language)
 
 
-def dollars(cost: float | None) -> str:
+def dollars(cost: float | None, language: str = "en") -> str:
     """What a call cost, for people."""
     if cost is None:
-        return "not known"
+        return say("not_known", language)
     return f"${cost:.5f}" if cost else "$0"
 
 
-def _card(pipeline: str, inside: str) -> str:
+def _card(pipeline: str, inside: str, language: str) -> str:
+    about = say(f"about_{pipeline}", language) if f"about_{pipeline}" in WORDS[language] else ""
     return (
-        f'<article class="card" data-pipeline="{escape(pipeline)}"><h3>{escape(pipeline)}</h3>'
-        f'<p class="caption">{escape(ABOUT.get(pipeline, ""))}</p>{inside}</article>'
+        f'<article class="card" data-pipeline="{escape(pipeline)}"><h2>{escape(pipeline)}</h2>'
+        f'<p class="caption">{about}</p>{inside}</article>'
     )
 
 
-def _figures(answer: Answer) -> str:
-    sure = "not known" if answer.confidence is None else f"{100 * answer.confidence:.0f} %"
+def _figures(answer: Answer, language: str) -> str:
+    sure = say("not_known", language) if answer.confidence is None else f"{100 * answer.confidence:.0f} %"
     facts = [
-        ("Confidence", sure),
-        ("First token", f"{answer.first_token:.2f} s"),
-        ("In all", f"{answer.total:.2f} s"),
-        ("Tokens read", f"{answer.usage.prompt_tokens}"),
-        ("Tokens written", f"{answer.usage.completion_tokens}"),
-        ("Cost", dollars(answer.cost)),
+        ("figure_confidence", sure),
+        ("figure_first_token", f"{answer.first_token:.2f} s"),
+        ("figure_in_all", f"{answer.total:.2f} s"),
+        ("figure_read", f"{answer.usage.prompt_tokens}"),
+        ("figure_written", f"{answer.usage.completion_tokens}"),
+        ("figure_cost", dollars(answer.cost, language)),
     ]
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    rows = "".join(f"<div><dt>{say(name, language)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     return f'<dl class="figures">{rows}</dl>'
 
 
-def _saw(answer: Answer, picture: Image.Image) -> str:
-    seen = "The picture itself." if answer.usage.images else "Not the picture."
-    steps = "".join(_step(step, picture) for step in answer.steps)
-    return f'<details class="saw"><summary>What it saw</summary><p class="caption">{seen}</p>{steps}</details>'
+def _saw(answer: Answer, picture: Image.Image, language: str) -> str:
+    seen = say("saw_picture" if answer.usage.images else "saw_no_picture", language)
+    steps = "".join(_step(step, picture, language) for step in answer.steps)
+    return (
+        f'<details class="saw"><summary>{say("what_it_saw", language)}</summary><p class="caption">{seen}</p>'
+        f"{steps}</details>"
+    )
 
 
-def _step(step: Step, picture: Image.Image) -> str:
-    took = "kept from before" if step.cached else f"{step.seconds:.2f} s"
-    title = TITLES.get(step.name, step.name)
-    note = "" if step.name in ASKED else f" <span>({escape(took)})</span>"
+def _step(step: Step, picture: Image.Image, language: str) -> str:
+    took = say("kept_from_before", language) if step.cached else f"{step.seconds:.2f} s"
+    title = say(TITLES[step.name], language) if step.name in TITLES else escape(step.name)
+    note = "" if step.name in ASKED else f" <span>({took})</span>"
     boxes = step.details.get("boxes") or ()
     drawn = boxed(picture, boxes, step.output.splitlines()) if boxes else ""
-    text = f"<pre>{escape(step.output)}</pre>" if step.output else '<p class="caption">Nothing.</p>'
-    return f"<h4>{escape(title)}{note}</h4>{drawn}{text}"
+    nothing = f'<p class="caption">{say("nothing", language)}</p>'
+    text = f"<pre>{escape(step.output)}</pre>" if step.output else nothing
+    return f"<h3>{title}{note}</h3>{drawn}{text}"
 
 
 def boxed(picture: Image.Image, boxes: Sequence[Sequence[float]], lines: Sequence[str] = ()) -> str:

@@ -11,12 +11,7 @@ import gradio as gr
 
 from demo.choosing import Choosing, ChoosingError, Wishes, framed, told
 from demo.shared import QUICK, reason
-
-HEADER = """
-<header><h1>What to choose</h1>
-<p>From a comparison on your own task: which way of answering fits your limits, what it costs over three years, and the
-report with every figure.</p></header>
-"""
+from demo.wording import TEXT
 
 
 def choose_tab(choosing: Choosing, tab: gr.Tab) -> None:
@@ -26,39 +21,39 @@ def choose_tab(choosing: Choosing, tab: gr.Tab) -> None:
         choosing: Finds and reads comparisons.
         tab: The tab.
     """
-    gr.HTML(HEADER)
+    gr.HTML(TEXT("choose_header"))
     with gr.Row(elem_id="wishes"):
         with gr.Column(min_width=260):
             folder = gr.Dropdown(
                 [],
-                label="Comparison",
-                info="The latest is first." + (" Or type a folder's path." if choosing.anywhere else ""),
+                label=TEXT("comparison"),
+                info=TEXT("latest_or_path" if choosing.anywhere else "latest_first"),
                 allow_custom_value=choosing.anywhere,
                 elem_id="comparison",
             )
-            here = gr.Checkbox(label="Data stays on this machine", elem_id="here")
+            here = gr.Checkbox(label=TEXT("here"), elem_id="here")
         with gr.Column(min_width=260):
             volume = gr.Slider(
-                0, 200_000, value=1000, step=100, label="Questions a day", info="How many you have.", elem_id="volume"
+                0, 200_000, value=1000, step=100, label=TEXT("volume"), info=TEXT("volume_about"), elem_id="volume"
             )
             labelled = gr.Slider(
                 0,
                 10_000,
                 value=0,
                 step=50,
-                label="Examples",
-                info="With right answers, to adapt to.",
+                label=TEXT("labelled"),
+                info=TEXT("labelled_about"),
                 elem_id="labelled",
             )
         with gr.Column(min_width=260):
             latency = gr.Slider(
-                0, 60, value=0, step=0.5, label="Seconds", info="For 99 of 100 answers; 0 is any.", elem_id="latency"
+                0, 60, value=0, step=0.5, label=TEXT("latency"), info=TEXT("latency_about"), elem_id="latency"
             )
             memory = gr.Slider(
-                0, 64, value=0, step=0.5, label="Memory", info="GiB at most; 0 is any.", elem_id="memory"
+                0, 64, value=0, step=0.5, label=TEXT("memory_limit"), info=TEXT("memory_limit_about"), elem_id="memory"
             )
     advice = gr.HTML(apply_default_css=False, elem_id="advice")
-    gr.HTML("<h2>Report</h2>")
+    gr.HTML(TEXT("report"))
     report = gr.HTML(apply_default_css=False, elem_id="report")
     wishes = [volume, latency, memory, here, labelled]
 

@@ -1,21 +1,16 @@
 """Comparing: the same question to several pipelines that are made of the demo's own model, and votes for answers.
 
 What it does: makes the pipelines when the first question comes, asks them one after another, so that the seconds of
-each are its own, and writes votes down.
+each are its own, and hands votes to `Feedback`.
 
 What it does not know: the page. As in `Asking`, only the newest comparison of a session is wanted.
-
-What always holds: a vote holds texts, figures and a digest of the picture, never the picture.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,15 +19,13 @@ from PIL import Image
 
 from demo.asking import Asking
 from demo.shared import reason
-from multimodal.journal import Journal
 
 if TYPE_CHECKING:
     from multimodal.model import MultiModalModel
     from multimodal.pipelines import Answer, Parts, Pipeline
+    from multimodal.store.feedback import Feedback
 
 NAMES = ("native", "text_only", "hybrid", "blind")
-EQUAL = "equal"  # a vote: no answer is better than the others
-VOTES = "votes.jsonl"
 
 
 @dataclass(frozen=True)
@@ -43,13 +36,11 @@ class Reply:
         pipeline: Its name.
         answer: None if it could not answer.
         error: Why not.
-        digest: Of all that decides its answers.
     """
 
     pipeline: str
     answer: Answer | None = None
     error: str = ""
-    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,8 @@ class Progress:
     """How far a comparison is.
 
     Attributes:
-        doing: What is going on, for the asker to read; empty when all have answered.
+        doing: What is going on: ``"loading"``, ``"asking"``, ``"preparing"`` where a pipeline's parts are loaded first,
+            or ``"done"``.
         running: The pipeline that is being asked.
         reply: What has just come.
     """
@@ -72,7 +64,7 @@ class Compared:
     """A finished comparison, to be voted on."""
 
     question: str
-    picture: str  # its digest
+    picture: Image.Image
     replies: tuple[Reply, ...]
 
 
@@ -82,23 +74,17 @@ class Comparing:
     Args:
         asking: Has the model.
         model_name: What the model was loaded as.
-        votes: Folder for votes; None for the user's data folder.
+        feedback: Keeps votes.
     """
 
-    def __init__(self, asking: Asking, *, model_name: str, votes: Path | None = None) -> None:
-        self._asking, self._name = asking, model_name
-        self._votes = Journal((votes or data_folder()) / VOTES)
+    def __init__(self, asking: Asking, *, model_name: str, feedback: Feedback) -> None:
+        self._asking, self._name, self._feedback = asking, model_name, feedback
         self._parts: Parts | None = None
         self._made: dict[str, Pipeline] = {}
         self._turn = threading.Lock()
         self._numbers = count(1)
         self._wanted: dict[str, int] = {}
         self._running: dict[str, str] = {}
-
-    @property
-    def votes(self) -> Path:
-        """The file that votes go to."""
-        return self._votes.path
 
     def new_question(self, session: str) -> int:
         """Withdraw the session's comparison, and give the number of its next one."""
@@ -123,11 +109,9 @@ class Comparing:
         while (model := self._asking.model_within(seconds=1)) is None:
             if self._wanted.get(session) != number:
                 return
-            yield Progress("The model is still loading \N{HORIZONTAL ELLIPSIS}")
+            yield Progress("loading")
         for name in NAMES:
-            doing = f"{name} is being asked \N{HORIZONTAL ELLIPSIS}"
-            if name not in self._made:
-                doing += " Its parts are loaded first."
+            doing = "asking" if name in self._made else "preparing"
             self._running[session] = name
             yield Progress(doing, running=name)
             with self._turn:  # not held while the page is told
@@ -138,35 +122,19 @@ class Comparing:
                 return
             yield Progress(doing, reply=reply)
         self._running.pop(session, None)
-        yield Progress("")
+        yield Progress("done")
 
     def vote(self, compared: Compared, better: str) -> None:
-        """Write a vote down: for a pipeline, or ``EQUAL``.
+        """Keep a vote: for a pipeline, or ``EQUAL`` of `multimodal.store.feedback`.
 
         Raises:
-            JournalError: If it cannot be written.
+            StoreError: If it cannot be written.
         """
-        self._votes.append(
-            {
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                "vote": better,
-                "question": compared.question,
-                "picture": compared.picture,
-                "model": Path(self._name).name,
-                "replies": [
-                    {
-                        "pipeline": reply.pipeline,
-                        "digest": reply.digest,
-                        "text": None if reply.answer is None else reply.answer.text,
-                        "confidence": None if reply.answer is None else reply.answer.confidence,
-                        "first_token": None if reply.answer is None else round(reply.answer.first_token, 3),
-                        "total": None if reply.answer is None else round(reply.answer.total, 3),
-                        "error": reply.error,
-                    }
-                    for reply in compared.replies
-                ],
-            }
-        )
+        from multimodal.store.feedback import Vote
+
+        answers = {reply.pipeline: reply.answer.text for reply in compared.replies if reply.answer is not None}
+        vote = Vote(question=compared.question, answers=answers, model=Path(self._name).name, better=better)
+        self._feedback.vote(vote, [compared.picture])
 
     def close(self) -> None:
         """End what the pipelines opened."""
@@ -193,7 +161,7 @@ class Comparing:
                 self._made[name] = pipeline
             pipeline = self._made[name]
             answer = pipeline.answer(Question(text, (picture,), max_new_tokens=tokens))
-            return Reply(name, answer, digest=pipeline.digest)
+            return Reply(name, answer)
         except PipelineError as error:
             return Reply(name, error=str(error))
         except Exception as error:
@@ -207,13 +175,3 @@ def parts_of(model: MultiModalModel, name: str) -> Parts:
     parts = Parts(PipelineSettings(model=name))
     parts.model = model  # instead of loading its own
     return parts
-
-
-def digest(picture: Image.Image) -> str:
-    """What tells pictures apart, and nothing of what they show."""
-    return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()[:32]
-
-
-def data_folder() -> Path:
-    """Where this user's programs keep what they are told."""
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "multimodal"

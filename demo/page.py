@@ -8,51 +8,57 @@ What always holds: the page asks no host but its own for anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demo.ask_tab import ask_tab
+from demo.ask_tab import Choice, ask_tab
 from demo.asking import Asking
+from demo.batch_tab import batch_session, batch_tab
 from demo.choose_tab import choose_tab
 from demo.choosing import Choosing
 from demo.compare_tab import compare_tab
 from demo.comparing import Comparing
 from demo.shared import session_of
-from multimodal.images import MAX_BYTES
+from demo.wording import TEXT
+
+if TYPE_CHECKING:
+    from multimodal.store.feedback import Feedback
 
 CSS = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 QUEUE = 32
+LARGEST_UPLOAD = 512 * 2**20  # bytes: a zip file of pictures; of a picture, `load_image` reads less
 # Seconds. Pictures that were shown lie in files of the server until the browser has fetched them.
 SWEEP_EVERY, SHOWN_FOR = 300, 1800
 
 
 def build(
-    asking: Asking, *, comparing: Comparing, choosing: Choosing, model_name: str, adapters: Sequence[str] = ()
+    asking: Asking, feedback: Feedback, *, comparing: Comparing, choosing: Choosing, choices: Sequence[Choice]
 ) -> gr.Blocks:
     """The page.
 
     Args:
-        asking: Runs the model.
-        comparing: Asks pipelines made of the same model.
+        asking: Runs the models.
+        feedback: Keeps what people say of answers.
+        comparing: Asks pipelines made of the first model.
         choosing: Finds and reads comparisons.
-        model_name: Shown to the reader.
-        adapters: Names of the model's adapters, to choose from.
+        choices: Models and adapters to choose from.
     """
-    with gr.Blocks(title="Ask about a picture", delete_cache=(SWEEP_EVERY, SHOWN_FOR), analytics_enabled=False) as page:
+    with gr.Blocks(title="Ask about pictures", delete_cache=(SWEEP_EVERY, SHOWN_FOR), analytics_enabled=False) as page:
         with gr.Tabs(elem_id="tabs"):
-            with gr.Tab("Ask", id="ask"):
-                picture, prompt = ask_tab(asking, adapters=adapters)
-            with gr.Tab("Compare", id="compare") as compare:
-                compare_tab(comparing, compare, picture, prompt)
-            with gr.Tab("Choose", id="choose") as choose:
+            with gr.Tab(TEXT("tab_ask"), id="ask"):
+                conversation = ask_tab(asking, feedback, choices=choices)
+            with gr.Tab(TEXT("tab_compare"), id="compare") as compare:
+                compare_tab(comparing, compare, conversation)
+            with gr.Tab(TEXT("tab_batch"), id="batch"):
+                batch_tab(asking)
+            with gr.Tab(TEXT("tab_choose"), id="choose") as choose:
                 choose_tab(choosing, choose)
-        gr.HTML(f'<p class="caption">Model: {escape(model_name)}</p>')
 
         def leave(request: gr.Request) -> None:
             asking.stop(session_of(request))
+            asking.stop(batch_session(request))
             comparing.stop(session_of(request))
 
         page.unload(leave)
@@ -83,7 +89,8 @@ def launch_options() -> dict[str, Any]:
             checkbox_border_color_dark="*neutral_500",
         ),
         "css": CSS,
-        "max_file_size": MAX_BYTES,
+        "i18n": TEXT,
+        "max_file_size": LARGEST_UPLOAD,
         "state_session_capacity": 100,
         "footer_links": [],
         "run_history": False,

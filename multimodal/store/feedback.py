@@ -191,7 +191,8 @@ class Feedback:
         """
         left: dict[str, int] = {}
         rows = []
-        for said in (*self._last_ratings(), *self.votes()):
+        everything: list[Rating | Vote] = [*self._last_ratings(), *self.votes()]
+        for said in everything:
             pairs = list(_pairs(said))
             if why := self._unusable(said) or ("" if pairs else "no better and worse answer"):
                 left[why] = left.get(why, 0) + 1

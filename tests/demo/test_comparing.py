@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from multimodal.journal import Journal, JournalError
 from multimodal.model import ModelError, MultiModalModel
 from multimodal.pipelines import Answer, PipelineError, Usage
 from multimodal.pipelines import Step as Did
+from multimodal.store import StoreError
+from multimodal.store.feedback import EQUAL, PICTURES, Feedback, picture_digest
 
 pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
 
@@ -23,7 +23,7 @@ from demo import comparing as module
 from demo.asking import Asking
 from demo.cards import boxed, card, dollars, waiting
 from demo.compare_tab import _voting
-from demo.comparing import EQUAL, NAMES, Compared, Comparing, Progress, Reply, data_folder, digest, parts_of
+from demo.comparing import NAMES, Compared, Comparing, Progress, Reply, parts_of
 from tests.demo.tiny import parts_of_tiny
 
 TOKENS = 6
@@ -41,7 +41,7 @@ def comparing(
     monkeypatch.setattr(module, "parts_of", parts_of_tiny)
     asking = Asking(lambda: model)
     asking.start()
-    comparing = Comparing(asking, model_name=str(tiny_folder), votes=tmp_path / "kept")
+    comparing = Comparing(asking, model_name=str(tiny_folder), feedback=Feedback(tmp_path / "kept"))
     yield comparing
     comparing.close()
 
@@ -72,14 +72,13 @@ def test_four_pipelines_of_the_loaded_model_answer(comparing: Comparing, picture
     steps = list(ask(comparing, picture))
     replies = replies_of(iter(steps))
     assert tuple(replies) == NAMES and not any(reply.error for reply in replies.values())
-    assert steps[-1] == Progress("") and [step.running for step in steps if step.running] == list(NAMES)
+    assert steps[-1] == Progress("done") and [step.running for step in steps if step.running] == list(NAMES)
     answers = {name: answer_of(reply) for name, reply in replies.items()}
     assert all(answer.usage.completion_tokens == TOKENS and answer.total > 0 for answer in answers.values())
     assert {name for name, answer in answers.items() if answer.usage.images} == {"native", "hybrid"}
     assert "packet 61%" in answers["text_only"].steps[-1].output, "the exact prompt"
     assert [step.name for step in answers["hybrid"].steps] == ["ocr", "model"]
     assert answers["native"].text != answers["blind"].text, "one of them sees"
-    assert len({reply.digest for reply in replies.values()}) == len(NAMES)
 
 
 def test_the_model_is_not_loaded_again(model: MultiModalModel) -> None:
@@ -137,9 +136,9 @@ def test_without_a_model_there_is_an_error(picture: Image.Image, tmp_path: Path)
         raise ModelError("there is no such model")
 
     asking = Asking(fail)
-    comparing = Comparing(asking, model_name="none", votes=tmp_path)
+    comparing = Comparing(asking, model_name="none", feedback=Feedback(tmp_path))
     steps = ask(comparing, picture)
-    assert "loading" in next(steps).doing
+    assert next(steps).doing == "loading"
     asking.start()
     with pytest.raises(ModelError, match="no such model"):
         list(steps)
@@ -149,47 +148,33 @@ def test_without_a_model_there_is_an_error(picture: Image.Image, tmp_path: Path)
 # ---- votes
 
 
-def test_a_vote_keeps_texts_and_a_digest_and_no_picture(comparing: Comparing, picture: Image.Image) -> None:
+def test_a_vote_keeps_the_answers_and_the_picture(comparing: Comparing, picture: Image.Image) -> None:
     replies = (
-        Reply("native", Answer("oats", confidence=0.5, first_token=0.1234, total=0.5), digest="d"),
+        Reply("native", Answer("oats", confidence=0.5, first_token=0.1234, total=0.5)),
+        Reply("hybrid", Answer("rye")),
         Reply("blind", error="broken"),
     )
-    comparing.vote(Compared("What?", digest(picture), replies), "native")
-    comparing.vote(Compared("What?", digest(picture), replies), EQUAL)
-    first, second = Journal(comparing.votes).read()
-    assert first["vote"] == "native" and second["vote"] == "equal"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", first["time"])
-    assert re.fullmatch("[0-9a-f]{32}", first["picture"]) and first["picture"] == digest(picture)
-    assert [reply["text"] for reply in first["replies"]] == ["oats", None]
-    assert first["replies"][0]["confidence"] == 0.5 and first["replies"][1]["error"] == "broken"
-    assert comparing.votes.stat().st_size < 2000
-    assert "/" not in first["model"], "nor where the model lies"
+    comparing.vote(Compared("What?", picture, replies), "native")
+    comparing.vote(Compared("What?", picture, replies), EQUAL)
+    feedback = comparing._feedback
+    first, second = feedback.votes()
+    assert first.better == "native" and second.better == "equal"
+    assert first.answers == {"native": "oats", "hybrid": "rye"} and first.question == "What?"
+    assert first.pictures == second.pictures == [picture_digest(picture)]
+    assert len(list((feedback.folder / PICTURES).iterdir())) == 1
+    assert "/" not in first.model, "nor where the model lies"
 
 
-def test_pictures_have_digests_of_their_own(picture: Image.Image) -> None:
-    assert digest(picture) == digest(picture.copy())
-    assert len({digest(picture), digest(picture.rotate(180)), digest(picture.resize((128, 512)))}) == 3
-
-
-def test_votes_lie_in_the_users_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    asking = Asking(MultiModalModel.from_pretrained)
-    assert Comparing(asking, model_name="embedded").votes == tmp_path / "multimodal" / "votes.jsonl"
-    monkeypatch.delenv("XDG_DATA_HOME")
-    assert data_folder() == Path.home() / ".local" / "share" / "multimodal"
-
-
-def test_a_vote_that_cannot_be_kept_says_so(tmp_path: Path, picture: Image.Image) -> None:
-    (tmp_path / "file").write_text("")
-    comparing = Comparing(Asking(MultiModalModel.from_pretrained), model_name="none", votes=tmp_path / "file")
-    with pytest.raises(JournalError, match="cannot be written"):
-        comparing.vote(Compared("What?", digest(picture), ()), EQUAL)
+def test_a_vote_that_cannot_be_kept_says_so(comparing: Comparing, picture: Image.Image) -> None:
+    (comparing._feedback.folder / PICTURES).write_text("in the way")
+    with pytest.raises(StoreError, match="cannot be written"):
+        comparing.vote(Compared("What?", picture, ()), EQUAL)
 
 
 def test_only_what_answered_can_be_voted_for() -> None:
     def shown(*answered: str) -> list[bool]:
         replies = tuple(Reply(name, Answer("x") if name in answered else None) for name in NAMES)
-        return [update.visible for update in _voting(Compared("?", "0", replies))]
+        return [update.visible for update in _voting(Compared("?", Image.new("L", (4, 4)), replies))]
 
     assert shown(*NAMES) == [True] * 5
     assert shown("native", "blind") == [True, False, False, True, True]
@@ -219,7 +204,7 @@ def test_a_card_has_the_answer_its_figures_and_what_was_seen(picture: Image.Imag
     for said in ("21 g", "62 %", "1.25 s", "2.50 s", "<dd>40</dd>", "<dd>3</dd>", "$0", "Not the picture"):
         assert said in text, said
     assert "Text that was read <span>(0.80 s)" in text and "What it may show <span>(kept from before)" in text
-    assert "<h4>The exact prompt</h4>" in text and "packet 61%\nHow much?" in text
+    assert "<h3>The exact prompt</h3>" in text and "packet 61%\nHow much?" in text
     assert text.count("<rect") == 2 and text.count("<img") == 1
     assert "Cut short" not in text and "Cut short" in card(Reply("blind", replace(ANSWER, finished=False)), picture)
     assert "not known" in card(Reply("text_only", replace(ANSWER, confidence=None)), picture)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -26,11 +27,11 @@ def feedback(tmp_path: Path) -> Feedback:
     return Feedback(tmp_path / "kept")
 
 
-def rating(answer: str = "red", **said) -> Rating:
+def rating(answer: str = "red", **said: Any) -> Rating:
     return Rating(**{"question": "What colour is this?", "answer": answer, "model": "tiny"} | said)
 
 
-def test_a_picture_is_kept_once_and_as_it_was(feedback):
+def test_a_picture_is_kept_once_and_as_it_was(feedback: Feedback) -> None:
     feedback.rate(rating(verdict=Verdict.LIKE), [RED])
     feedback.rate(rating("blue", comment="no"), [RED.copy()])
     feedback.vote(Vote(question="Which?", answers={"native": "a"}, model="tiny", better=EQUAL), [BLUE, RED])
@@ -44,7 +45,7 @@ def test_a_picture_is_kept_once_and_as_it_was(feedback):
     assert (first.verdict, second.comment, vote.answers) == ("like", "no", {"native": "a"})
 
 
-def test_export_has_what_can_be_learnt_from_and_the_reader_takes_it(feedback, tmp_path):
+def test_export_has_what_can_be_learnt_from_and_the_reader_takes_it(feedback: Feedback, tmp_path: Path) -> None:
     feedback.rate(rating("liked", verdict=Verdict.LIKE), [RED])
     feedback.rate(rating("wrong", verdict=Verdict.DISLIKE), [BLUE])
     feedback.rate(rating("wrong", verdict=Verdict.DISLIKE, corrected="it is <image>blue"), [BLUE])
@@ -74,7 +75,7 @@ def test_export_has_what_can_be_learnt_from_and_the_reader_takes_it(feedback, tm
     }
 
 
-def test_the_last_word_counts_and_a_correction_stays(feedback, tmp_path):
+def test_the_last_word_counts_and_a_correction_stays(feedback: Feedback, tmp_path: Path) -> None:
     def exported() -> list[str]:
         feedback.export(tmp_path / "out.jsonl")
         return [sample.answer for sample in read_jsonl(tmp_path / "out.jsonl")]
@@ -92,14 +93,14 @@ def test_the_last_word_counts_and_a_correction_stays(feedback, tmp_path):
     assert exported() == ["crimson"]
 
 
-def test_a_picture_that_is_gone_takes_its_rows_along(feedback, tmp_path):
+def test_a_picture_that_is_gone_takes_its_rows_along(feedback: Feedback, tmp_path: Path) -> None:
     feedback.rate(rating(verdict=Verdict.LIKE), [RED])
     for path in (feedback.folder / PICTURES).iterdir():
         path.unlink()
     assert feedback.export(tmp_path / "out.jsonl").left_out == {"its picture is gone": 1}
 
 
-def test_preferences_are_pairs_of_a_better_and_a_worse_answer(feedback, tmp_path):
+def test_preferences_are_pairs_of_a_better_and_a_worse_answer(feedback: Feedback, tmp_path: Path) -> None:
     feedback.rate(rating("red", corrected="crimson"), [RED])
     feedback.rate(rating("blue", verdict=Verdict.LIKE), [BLUE])
     answers = {"native": "Chest", "text_only": "Label", "hybrid": "Chest", "blind": "Label"}
@@ -117,7 +118,9 @@ def test_preferences_are_pairs_of_a_better_and_a_worse_answer(feedback, tmp_path
     assert load_image(tmp_path / row["images"][0]).getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_the_command_says_what_it_wrote_and_what_it_left(feedback, tmp_path, capsys):
+def test_the_command_says_what_it_wrote_and_what_it_left(
+    feedback: Feedback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     feedback.rate(rating(verdict=Verdict.LIKE), [RED])
     feedback.rate(rating("bad", verdict=Verdict.DISLIKE), [RED])
     words = ["feedback", "export", str(tmp_path / "out.jsonl"), "--folder", str(feedback.folder)]
@@ -129,20 +132,20 @@ def test_the_command_says_what_it_wrote_and_what_it_left(feedback, tmp_path, cap
     assert "0 rows written" in capsys.readouterr().out
 
 
-def test_the_command_says_where_there_is_none(tmp_path, capsys):
+def test_the_command_says_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["feedback", "export", str(tmp_path / "out.jsonl"), "--folder", str(tmp_path)]) == 1
     assert f"there is no {FILE}" in capsys.readouterr().err
     assert not (tmp_path / FILE).exists() and not (tmp_path / "out.jsonl").exists()
 
 
-def test_what_cannot_be_written_says_so(feedback):
+def test_what_cannot_be_written_says_so(feedback: Feedback) -> None:
     (feedback.folder / PICTURES).write_text("in the way")
     with pytest.raises(StoreError, match="feedback cannot be written"):
         feedback.rate(rating(), [RED])
     assert feedback.ratings() == []
 
 
-def test_feedback_lies_in_the_users_data_folder(monkeypatch, tmp_path):
+def test_feedback_lies_in_the_users_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert Feedback().folder == tmp_path / "multimodal" == data_folder()
     monkeypatch.delenv("XDG_DATA_HOME")
@@ -163,7 +166,7 @@ for number in range(10**6):
 """
 
 
-def test_a_kill_in_the_middle_of_writes_loses_nothing_that_was_acknowledged(tmp_path):
+def test_a_kill_in_the_middle_of_writes_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     acknowledged: list[str] = []
     for start in range(3):
         log = tmp_path / f"log-{start}"
