@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from html import escape, unescape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -92,7 +93,7 @@ def ask_tab(asking: Asking, feedback: Feedback, *, choices: Sequence[Choice]) ->
                 editable="user",
                 group_consecutive_messages=False,  # Gradio cannot edit a question that is shown in one with a picture
                 allow_file_downloads=False,
-                render_markdown=False,  # what a model or a person wrote is text, and fetches nothing
+                render_markdown=False,
                 latex_delimiters=[],
                 allow_tags=False,
                 feedback_options=tuple(THUMBS.values()),
@@ -207,7 +208,7 @@ def ask_tab(asking: Asking, feedback: Feedback, *, choices: Sequence[Choice]) ->
         return again(turns, at(turns, event.index), None, who, whole, request)
 
     def edit(turns: Turns, who: int, whole: bool, event: gr.EditData, request: gr.Request) -> tuple[Any, ...]:
-        return again(turns, at(turns, event.index), str(event.value), who, whole, request)
+        return again(turns, at(turns, event.index), unescape(event.value), who, whole, request)
 
     def again(
         turns: Turns, place: int, text: str | None, who: int, whole: bool, request: gr.Request
@@ -326,12 +327,17 @@ def _chat(turns: Turns, language: str, *, running: bool = False) -> gr.Chatbot:
     shown: list[dict[str, Any]] = []
     for turn in turns:
         shown += [{"role": "user", "content": {"path": shown_file(picture)}} for picture in turn.pictures]
-        shown.append({"role": "user", "content": turn.question})
+        shown.append({"role": "user", "content": _plain(turn.question)})
         if running and turn is turns[-1] and not turn.text:
             break
         empty = "empty_answer" if turn.answer is not None else "stopped_early"
-        shown.append({"role": "assistant", "content": turn.text or say(empty, language)})
+        shown.append({"role": "assistant", "content": _plain(turn.text) or say(empty, language)})
     return gr.Chatbot(shown, feedback_value=[THUMBS.get(turn.verdict) for turn in turns])
+
+
+def _plain(text: str) -> str:
+    """As Gradio's chat shows it: also what it does not take for Markdown it takes for HTML, and fetches pictures."""
+    return escape(text, quote=False)
 
 
 def _panel(turns: Turns, place: int | None, language: str) -> Iterator[Any]:

@@ -340,6 +340,7 @@ def test_a_conversation_over_several_pictures_is_edited_retried_and_judged(visit
     assert all(visit.answers())
 
     page.locator("#which input").click()  # back to the first answer: both pictures side by side
+    page.locator("#which input").fill("1. ")
     page.get_by_role("option").first.click()
     page.wait_for_function("document.querySelector('#overlay img')?.naturalWidth > 600")
 
