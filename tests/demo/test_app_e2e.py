@@ -64,7 +64,7 @@ STICKING_OUT = """() => {
 NAMELESS = """() => {
   const named = element => element.getAttribute('aria-label') || element.getAttribute('aria-labelledby')
     || element.labels?.length || element.title || element.placeholder || element.innerText?.trim()
-    || element.querySelector('img[alt]:not([alt=""])');
+    || element.querySelector('[aria-label], img[alt]:not([alt=""])');
   const controls = 'button, a[href], input:not([type=hidden], [type=file]), textarea, select, iframe, progress';
   return [...document.querySelectorAll(controls)]
     .filter(element => element.checkVisibility({visibilityProperty: true}) && element.getClientRects().length)
