@@ -22,7 +22,7 @@ from multimodal.samples import sample_images
 
 FOLDER = Path(__file__).parent.parent / "assets" / "readme"
 PATIENCE = 300_000  # milliseconds; a busy machine takes its time
-SIZE = {"width": 1200, "height": 1000}
+SIZE = {"width": 1280, "height": 1000}
 
 
 def main() -> int:
@@ -88,17 +88,17 @@ def _compare(page: Any) -> None:
 
 
 def _batch(page: Any) -> None:
-    """The samples and a file that is none, in one zip file."""
+    """Films, slices and a file that is no picture, in one zip file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pictures.zip"
         with zipfile.ZipFile(path, "w") as archive:
-            for sample in sample_images():
+            for sample in (sample for sample in sample_images() if sample.source != "gradio"):
                 archive.write(sample.path, f"pictures/{sample.path.name}")
             archive.writestr("pictures/notes.txt", "bananas")
         page.get_by_role("tab", name="Batch").click()
         page.locator("#batch-files input[type=file]").set_input_files(path)
         page.locator("#batch-files").get_by_text("pictures").first.wait_for()
-    page.locator("#batch-prompt textarea").fill("What is in this picture?")
+    page.locator("#batch-prompt textarea").fill("What modality is used to take this image?")
     page.locator("#batch-start").click()
     page.locator("#batch-downloads").wait_for()
 
