@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape, unescape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -42,9 +42,8 @@ from demo.shared import (
 from demo.wording import TEXT, language_of, say
 from multimodal.drawing import answer_words
 from multimodal.samples import sample_images
-
-if TYPE_CHECKING:
-    from multimodal.store.feedback import Feedback
+from multimodal.store import StoreError
+from multimodal.store.feedback import Feedback, Rating
 
 # Two answers share the cores well; more make everybody wait for everybody. The others queue, and see their place.
 ANSWERS_AT_ONCE = 2
@@ -379,9 +378,6 @@ def _has_trace(turns: Turns, place: int | None) -> bool:
 
 def _keep(feedback: Feedback, turn: Turn, language: str, *, corrected: str = "", comment: str = "") -> str:
     """Write feedback down and give what to say; empty if it could not be kept, which the person was told."""
-    from multimodal.store import StoreError
-    from multimodal.store.feedback import Rating
-
     rating = Rating(
         question=turn.question,
         answer=turn.text,

@@ -20,6 +20,8 @@ from demo.explanation import doing
 from demo.picture_chooser import PictureChooser
 from demo.shared import AT_ONCE, QUICK, asks_nothing, reason, session_of, warn
 from demo.wording import TEXT, language_of, say
+from multimodal.store import StoreError
+from multimodal.store.feedback import EQUAL
 
 
 def compare_tab(comparing: Comparing, tab: gr.Tab, conversation: gr.State) -> None:
@@ -111,8 +113,6 @@ def compare_tab(comparing: Comparing, tab: gr.Tab, conversation: gr.State) -> No
 
     def voter(better: str) -> Callable[..., tuple[Any, ...]]:
         def vote(found: Compared | None, request: gr.Request) -> tuple[Any, ...]:
-            from multimodal.store import StoreError
-
             unchanged = tuple(gr.skip() for _ in range(len(choices) + 2))
             if found is None:
                 return unchanged
@@ -147,7 +147,7 @@ def compare_tab(comparing: Comparing, tab: gr.Tab, conversation: gr.State) -> No
         api_visibility="private",
     )
     stop.click(end, None, telling, **AT_ONCE)
-    for name, button in zip((*NAMES, "equal"), (*buttons, equal), strict=True):
+    for name, button in zip((*NAMES, EQUAL), (*buttons, equal), strict=True):
         button.click(voter(name), compared, [status, *choices, compared], **QUICK)
     arrived = [chooser.gallery, *chooser.outputs, prompt, *cards]
     tab.select(arrive, [conversation, picture, prompt], arrived, **QUICK)

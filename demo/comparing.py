@@ -19,11 +19,11 @@ from PIL import Image
 
 from demo.asking import Asking
 from demo.shared import reason
+from multimodal.store.feedback import Feedback, Vote
 
 if TYPE_CHECKING:
     from multimodal.model import MultiModalModel
     from multimodal.pipelines import Answer, Parts, Pipeline
-    from multimodal.store.feedback import Feedback
 
 NAMES = ("native", "text_only", "hybrid", "blind")
 
@@ -130,8 +130,6 @@ class Comparing:
         Raises:
             StoreError: If it cannot be written.
         """
-        from multimodal.store.feedback import Vote
-
         answers = {reply.pipeline: reply.answer.text for reply in compared.replies if reply.answer is not None}
         vote = Vote(question=compared.question, answers=answers, model=Path(self._name).name, better=better)
         self._feedback.vote(vote, [compared.picture])

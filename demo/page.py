@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -22,9 +22,7 @@ from demo.compare_tab import compare_tab
 from demo.comparing import Comparing
 from demo.shared import session_of
 from demo.wording import TEXT
-
-if TYPE_CHECKING:
-    from multimodal.store.feedback import Feedback
+from multimodal.store.feedback import Feedback
 
 CSS = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 QUEUE = 32

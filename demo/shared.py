@@ -21,6 +21,7 @@ from PIL import Image
 from demo.wording import say
 from multimodal.images import ImageError, load_image
 from multimodal.samples import sample_images
+from multimodal.store.feedback import picture_digest
 
 # A picture is kept for as long as its page is open: at most so many pixels a side, where the model sees about 260.
 KEPT_SIDE, SHOWN_SIDE, THUMBNAIL_SIDE = 1536, 1024, 256
@@ -59,8 +60,6 @@ def sample_file(index: int) -> str:
 
 def shown_file(picture: Image.Image) -> str:
     """A picture as a file that Gradio sends, and deletes when nobody has asked for it for a while."""
-    from multimodal.store.feedback import picture_digest
-
     path = Path(get_upload_folder()) / f"{picture_digest(picture)}.jpg"
     try:
         os.utime(path)
