@@ -247,8 +247,11 @@ class Visit:
     def wait_for_words(self, count: int) -> None:
         """Of the answer that is being written."""
         self.page.wait_for_function(
-            """count => ([...document.querySelectorAll('#chat .message-content')].at(-1)?.innerText ?? '')
-              .trim().split(/\\s+/).length >= count && document.querySelector('#prompt .stop-button')""",
+            r"""count => {
+              const last = [...document.querySelectorAll('#chat [data-testid=user], #chat [data-testid=bot]')].at(-1);
+              return last?.dataset.testid === 'bot' && last.innerText.trim().split(/\s+/).length >= count
+                && document.querySelector('#prompt .stop-button');
+            }""",
             arg=count,
         )
 
