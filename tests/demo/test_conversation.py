@@ -77,8 +77,7 @@ def test_what_was_written_when_it_was_stopped_is_kept() -> None:
 def test_fifteen_turns_over_several_pictures() -> None:
     turns: Turns = ()
     for number in range(15):
-        turns = answered(
-            ask(turns, f"{number}?", *([FILM, SHELF, LABEL][number % 3 :][:1] if number % 4 else [])), "ok"
-        )
+        pictures = [] if number % 4 else [(FILM, SHELF, LABEL)[number % 3]]
+        turns = answered(ask(turns, f"{number}?", *pictures), "ok")
     assert len(turns) == 15 and at(turns, 15 * 2 + 4 - 1) == 14
     assert turns[-1].seen == turns[12].pictures, "shown last"
