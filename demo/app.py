@@ -7,15 +7,18 @@ page writes lies in a folder of its own, which goes when the demo ends.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from demo.ask_tab import Choice
     from multimodal.model import MultiModalModel
 
 ADAPTER = "adapter_config.json"  # what makes a folder one of an adapter
@@ -38,11 +41,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     from demo.asking import Asking
+    from demo.choosing import Choosing
+    from demo.comparing import Comparing
     from demo.page import build, launch_options
+    from multimodal.store import StoreError
+    from multimodal.store.feedback import Feedback
 
-    asking = Asking(lambda: _load(options.model, options.adapters))
-    # Of a folder, visitors need not know where it lies.
-    page = build(asking, model_name=Path(options.model).name, adapters=list(options.adapters))
+    try:
+        feedback = Feedback(options.feedback)
+    except StoreError as error:
+        print(f"feedback can't be kept: {error}", file=sys.stderr)
+        return 1
+    asking = Asking(
+        lambda: _load(options.model, options.adapters), *(partial(_load, name, {}) for name in options.also)
+    )
+    comparing = Comparing(asking, model_name=options.model, feedback=feedback)
+    page = build(
+        asking,
+        feedback,
+        comparing=comparing,
+        choosing=Choosing(options.comparisons, anywhere=_is_here(options.host)),
+        choices=_choices(options),
+    )
     try:
         _, address, _ = page.launch(
             server_name=options.host, server_port=options.port, prevent_thread_lock=True, **launch_options()
@@ -63,7 +83,25 @@ def _serve(options: argparse.Namespace) -> int:
         return 1
     finally:
         page.close(verbose=False)
+        comparing.close()
     return 0
+
+
+def _choices(options: argparse.Namespace) -> list[Choice]:
+    """Models and adapters by the last part of their names: visitors need not know where they lie."""
+    from demo.ask_tab import Choice
+
+    first, *others = (Path(name).name for name in (options.model, *options.also))
+    adapted = [Choice(f"{first} + {adapter}", adapter=adapter) for adapter in options.adapters]
+    return [Choice(first), *adapted, *(Choice(name, model=place) for place, name in enumerate(others, start=1))]
+
+
+def _is_here(host: str) -> bool:
+    """Whether only this machine's own people reach the host."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name: who knows where it leads
+        return False
 
 
 def _adapters(said: Sequence[Path], shelf: str | None) -> dict[str, Path]:
@@ -119,6 +157,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="an adapter that `multimodal adapt` made, to choose on the page; may be repeated (default: those in the "
         "folder $MULTIMODAL_ADAPTERS)",
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="a further model to choose on the page, which is loaded when it is first asked; may be repeated",
+    )
+    parser.add_argument(
+        "--feedback",
+        type=Path,
+        metavar="FOLDER",
+        help="where feedback and the pictures that it is about are kept (default: ~/.local/share/multimodal)",
+    )
+    parser.add_argument(
+        "--comparisons",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="where comparisons lie, in folders named comparison* (default: .)",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"

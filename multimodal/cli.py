@@ -16,6 +16,7 @@ from typing import Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, numbers, quiet, share
 from multimodal.cli_compare import add_advise, add_compare
+from multimodal.cli_feedback import add_feedback
 from multimodal.cli_service import add_keys, add_serve
 
 
@@ -49,12 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("prompt", help="what to ask")
     ask.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
     ask.add_argument("--adapter", type=Path, metavar="FOLDER", help=_ADAPTER_HELP)
-    ask.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help=PRECISION_HELP,
-    )
+    ask.add_argument("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
     ask.add_argument("--max-new-tokens", type=count, default=128, help="length limit of the answer (default: 128)")
     ask.add_argument(
         "--trace",
@@ -240,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_compare(command)
     add_advise(command)
+    add_feedback(command)
 
     describe = command("describe", "what is in data sets, and which pictures stand in two splits")
     describe.add_argument(

@@ -1,5 +1,7 @@
 """The demo as it is, but its model takes so many seconds over each token and prints a line for it.
 
+With a model of one's own in a folder, its comparisons read the same off every picture.
+
 ``python -m tests.demo.slow_app 0.1 --model FOLDER --port PORT``
 """
 
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import demo.app
+import demo.comparing
 from multimodal.model import MultiModalModel
+from tests.demo.tiny import parts_of_tiny
 
 SECONDS = float(sys.argv[1])
 load = demo.app._load
@@ -35,4 +39,6 @@ def pause(run: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 if __name__ == "__main__":
     demo.app._load = load_slow
+    if "embedded" not in sys.argv:
+        demo.comparing.parts_of = parts_of_tiny
     sys.exit(demo.app.main(sys.argv[2:]))

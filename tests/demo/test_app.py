@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -23,9 +24,16 @@ from multimodal.model import Answer, ModelError, MultiModalModel
 
 pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
 
-from demo import app, page
-from demo.explanation import doing, figures, heat_legend, unsure_notice, word_buttons
-from multimodal.drawing import Word, answer_words
+from demo import app, page, shared
+from demo.ask_tab import Choice
+from demo.choosing import Choosing
+from demo.comparing import Comparing
+from demo.conversation import Turn
+from demo.explanation import attention_picture, doing, figures, heat_legend, unsure_notice, word_buttons
+from demo.wording import WORDS
+from multimodal.drawing import Word
+from multimodal.model import conversation as chat_about
+from multimodal.store.feedback import Feedback
 from tests.demo.tiny import free_port
 
 ROOT = Path(demo.__file__).parent.parent
@@ -64,7 +72,7 @@ def picture() -> Image.Image:
 
 def ask(asking: Asking, picture: Image.Image, *, session: str = "me", tokens: int = LONG) -> Generator[Step]:
     number = asking.new_question(session)
-    return asking.ask(session, number, "What is this?", picture, max_new_tokens=tokens)
+    return asking.ask(session, number, chat_about("What is this?", [picture]), max_new_tokens=tokens)
 
 
 def read(steps: Iterator[Step], *, words: int) -> Step:
@@ -74,7 +82,7 @@ def read(steps: Iterator[Step], *, words: int) -> Step:
 
 def generating(asking: Asking) -> bool:
     """Whether any answer is still being written, or waits to be."""
-    engine = asking._model.result().engine
+    engine = asking._models[0].result().engine
     return bool(engine._waiting) or any(slot.job is not None for slot in engine.slots)
 
 
@@ -125,7 +133,7 @@ def test_a_question_that_is_withdrawn_before_its_turn_generates_nothing(asking: 
     steps = ask(asking, picture)
     assert asking.stop("me") is None
     assert list(steps) == []
-    assert list(asking.ask("me", 0, "What is this?", picture, max_new_tokens=8)) == []
+    assert list(asking.ask("me", 0, chat_about("What is this?", [picture]), max_new_tokens=8)) == []
     assert asking.made == 0
 
 
@@ -139,7 +147,7 @@ def test_asking_while_the_model_loads_says_so(model: MultiModalModel, picture: I
     asking = Asking(load)
     asking.start()
     steps = ask(asking, picture, tokens=4)
-    assert "loading" in next(steps).doing
+    assert next(steps).doing == "loading"
     loaded.set()
     assert list(steps)[-1].answer is not None
 
@@ -147,7 +155,7 @@ def test_asking_while_the_model_loads_says_so(model: MultiModalModel, picture: I
 def test_a_question_can_be_withdrawn_while_the_model_loads(picture: Image.Image) -> None:
     asking = Asking(MultiModalModel.from_pretrained)  # never started
     steps = ask(asking, picture)
-    assert "loading" in next(steps).doing
+    assert next(steps).doing == "loading"
     asking.stop("me")
     assert list(steps) == []
 
@@ -184,20 +192,19 @@ def test_figures_say_what_confidence_is(answer: Answer) -> None:
     assert "cut short" in text and "cut short" not in figures(replace(answer, finished=True))
 
 
-def test_an_unsure_answer_is_shown_and_said_to_be_unsure(answer: Answer, picture: Image.Image) -> None:
+def test_an_unsure_answer_is_said_to_be_unsure(answer: Answer) -> None:
     unsure = replace(answer, confidence=0.314, unsure=True)
     assert "The model is not sure" in unsure_notice(unsure) and "31 %" in unsure_notice(unsure)
     assert "less than 1 %" in unsure_notice(replace(unsure, confidence=1e-9))
     assert unsure_notice(replace(answer, confidence=0.0)) == ""
-    text, status, *_ = page._told(Step("Done", answer.text, unsure), picture)
-    assert text == answer.text and status == unsure_notice(unsure) + figures(unsure)
-    assert "not sure" not in page._told(Step("Done", answer.text, answer), picture)[1]
 
 
 def test_the_asker_says_how_sure_is_sure(asking: Asking, picture: Image.Image) -> None:
     for least, unsure in ((0.0, False), (1.0, True)):
         number = asking.new_question("me")
-        *_, last = asking.ask("me", number, "What is this?", picture, max_new_tokens=3, min_confidence=least)
+        *_, last = asking.ask(
+            "me", number, chat_about("What is this?", [picture]), max_new_tokens=3, min_confidence=least
+        )
         assert last.answer is not None and last.answer.unsure is unsure
 
 
@@ -224,7 +231,7 @@ def test_each_asker_has_their_own_adapter(tiny_folder: Path, adapter_folder: Pat
 
     def begin(session: str, adapter: str | None) -> Generator[Step]:
         number = asking.new_question(session)
-        return asking.ask(session, number, "What is this?", picture, max_new_tokens=12, adapter=adapter)
+        return asking.ask(session, number, chat_about("What is this?", [picture]), max_new_tokens=12, adapter=adapter)
 
     alone = {adapter: list(begin("me", adapter))[-1].text for adapter in (None, "shop")}
     assert alone[None] != alone["shop"]
@@ -240,17 +247,40 @@ def test_each_asker_has_their_own_adapter(tiny_folder: Path, adapter_folder: Pat
         list(begin("me", "else"))
 
 
-def test_adapters_are_chosen_on_the_page(model: MultiModalModel) -> None:
-    def dropdown(adapters: list[str]) -> dict[str, Any]:
-        blocks = page.build(Asking(lambda: model), model_name="tiny", adapters=adapters)
-        return next(
-            block for block in blocks.get_config_file()["components"] if block["props"].get("label") == "Adapter"
-        )
+def test_models_and_adapters_are_chosen_on_the_page(model: MultiModalModel, tmp_path: Path) -> None:
+    options = app._parser().parse_args(["--model", "some/where/base", "--also", "other/model"])
+    options.adapters = {"shop": tmp_path, "clinic": tmp_path}
+    choices = app._choices(options)
+    assert choices == [
+        Choice("base"),
+        Choice("base + shop", adapter="shop"),
+        Choice("base + clinic", adapter="clinic"),
+        Choice("model", model=1),
+    ]
+    components = build(model, tmp_path, choices=choices).get_config_file()["components"]
+    props = next(block["props"] for block in components if block["props"].get("elem_id") == "model")
+    assert props["value"] == 0
+    assert [tuple(choice) for choice in props["choices"]] == [
+        (choice.label, place) for place, choice in enumerate(choices)
+    ]
 
-    props = dropdown(["shop", "clinic"])["props"]
-    assert props["visible"] and props["value"] == page.NO_ADAPTER
-    assert [tuple(choice) for choice in props["choices"]] == [("none", ""), ("shop", "shop"), ("clinic", "clinic")]
-    assert not dropdown([])["props"]["visible"], "nothing to choose from"
+
+def test_another_model_is_loaded_when_it_is_first_asked(model: MultiModalModel, picture: Image.Image) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> MultiModalModel:
+        loaded.append(name)
+        return model
+
+    asking = Asking(partial(load, "first"), partial(load, "second"))
+    asking.start()
+    asking.wait()
+    assert loaded == ["first"]
+    for _ in range(2):
+        number = asking.new_question("me")
+        *_, last = asking.ask("me", number, chat_about("What is this?", [picture]), max_new_tokens=3, model=1)
+        assert last.answer is not None
+    assert loaded == ["first", "second"]
 
 
 def test_adapters_by_flag_and_environment(adapter_folder: Path, tmp_path: Path) -> None:
@@ -286,33 +316,70 @@ def test_heat_is_explained(answer: Answer) -> None:
 
 
 def test_attention_to_a_word_and_to_the_whole_answer(answer: Answer, picture: Image.Image) -> None:
-    found = page.Explained(picture, answer, answer_words(answer))
-    drawings = [page._looked(found, index)[0] for index in (-1, 0, 1)]
+    turn = Turn("What is this?", (picture,), seen=(picture,), text=answer.text, answer=answer)
+    drawings = [attention_picture(turn, index)[0] for index in (-1, 0, 1)]
     assert all(drawing.size == picture.size for drawing in drawings)
     assert drawings[1].tobytes() != drawings[2].tobytes()
-    assert page._looked(found, 10**6)[0].tobytes() == drawings[0].tobytes(), "no such word: the whole answer"
+    assert attention_picture(turn, 10**6)[0].tobytes() == drawings[0].tobytes(), "no such word: the whole answer"
+
+
+def test_attention_to_several_pictures_is_shown_side_by_side(model: MultiModalModel, picture: Image.Image) -> None:
+    pictures = (picture, picture.rotate(90).resize((64, 128)), picture)
+    answer = model("Which of them?", list(pictures), max_new_tokens=3, trace=True)
+    turn = Turn("Which of them?", pictures, seen=pictures, text=answer.text, answer=answer)
+    sheet, legend = attention_picture(turn, -1)
+    assert sheet.size == (256 + 8 + 256, 256 + 8 + 256) or sheet.size == (256 + 8 + 64, 256 + 8 + 256)
+    assert "times" in legend
+
+
+def test_both_languages_say_the_same_things() -> None:
+    assert WORDS["en"].keys() == WORDS["zh"].keys()
+    for key, text in WORDS["en"].items():
+        other = WORDS["zh"][key]
+        assert set(re.findall(r"{(\w+)", text)) == set(re.findall(r"{(\w+)", other)), key
+        assert set(re.findall(r"</?\w+", text)) == set(re.findall(r"</?\w+", other)), key
 
 
 # ---- the page and its start
 
 
-def test_the_page_reports_nothing_and_names_no_other_host(model: MultiModalModel) -> None:
+def build(model: MultiModalModel, folder: Path, **options: Any) -> Any:
+    """The page, with comparisons of the same model."""
+    asking, feedback = Asking(lambda: model), Feedback(folder)
+    comparing = Comparing(asking, model_name="tiny", feedback=feedback)
+    choosing = Choosing(Path("nowhere"), anywhere=True)
+    return page.build(asking, feedback, comparing=comparing, choosing=choosing, **options)
+
+
+def test_the_page_reports_nothing_and_names_no_other_host(model: MultiModalModel, tmp_path: Path) -> None:
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
-    blocks = page.build(Asking(lambda: model), model_name="<b>tiny</b>")
+    blocks = build(model, tmp_path, choices=[Choice("tiny")])
     config = str(blocks.get_config_file())
     assert not blocks.analytics_enabled
-    assert "Not a medical device" in config
-    assert "&lt;b&gt;tiny" in config and "<b>tiny" not in config
+    assert config.count('"key": "notice"') == 3, "in each tab with answers"
+    assert "Not a medical device" in page.launch_options()["i18n"].translations_dict["en"]["notice"]
     assert "googleapis" not in config and "gstatic" not in config
     options = page.launch_options()
     assert not options["theme"]._stylesheets
     assert options["max_file_size"] and not options["run_history"] and not options["share"]
 
 
+def test_the_page_is_made_without_what_comparisons_need() -> None:
+    heavy = ["multimodal.compare", "multimodal.pipelines", "matplotlib", "torch", "transformers"]
+    code = f"import sys, demo.page; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=500)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_only_this_machine_may_name_any_folder() -> None:
+    assert app._is_here("127.0.0.1") and app._is_here("localhost") and app._is_here("::1")
+    assert not app._is_here("0.0.0.0") and not app._is_here("example.org")
+
+
 def test_pictures_are_made_small_enough_to_keep() -> None:
     image = Image.new("RGB", (5000, 100))
-    assert page._fitted(image, 2048).size == (2048, 41) and image.size == (5000, 100)
-    assert page._fitted(Image.new("RGB", (50, 10)), 2048).size == (50, 10)
+    assert shared.fitted(image, 2048).size == (2048, 41) and image.size == (5000, 100)
+    assert shared.fitted(Image.new("RGB", (50, 10)), 2048).size == (50, 10)
 
 
 def test_the_model_is_chosen_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
