@@ -1,4 +1,4 @@
-"""The command line of what goes beyond one machine: ``multimodal plan``.
+"""The command line of what goes beyond one machine: ``multimodal batch`` and ``multimodal plan``.
 
 Heavy imports wait until a command needs them.
 """
@@ -8,6 +8,33 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Any
+
+from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, quiet
+
+
+def add_batch(command: Any) -> None:
+    """Add ``batch`` to the commands."""
+    batch = command("batch", "ask about many pictures, on one machine or many; the same command goes on after a kill")
+    batch.add_argument(
+        "source", type=Path, metavar="IN", help="a folder of pictures, or .parquet, .jsonl or .tar (WebDataset) files"
+    )
+    batch.add_argument("output", type=Path, metavar="OUT", help="folder for Parquet files with the answers")
+    batch.add_argument("--prompt", help="asked about each picture that has no question of its own")
+    batch.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
+    batch.add_argument("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
+    batch.add_argument("--max-new-tokens", type=count, default=128, help="length limit of an answer (default: 128)")
+    batch.add_argument("--rows", type=count, default=256, help="in a shard, and so in a file (default: 256)")
+    batch.add_argument("--replicas", type=count, default=1, help="how many models answer, at most (default: 1)")
+    add_resources(batch)
+    batch.set_defaults(run=_batch)
+
+
+def add_resources(command: argparse.ArgumentParser) -> None:
+    """Options of every command that puts models on a cluster."""
+    command.add_argument("--num-cpus", type=float, default=1, metavar="N", help="cores of a replica (default: 1)")
+    command.add_argument(
+        "--num-gpus", type=float, default=0, metavar="N", help="GPUs of a replica, or a share of one (default: 0)"
+    )
 
 
 def add_plan(command: Any) -> None:
@@ -39,6 +66,30 @@ def add_plan(command: Any) -> None:
     plan.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     plan.add_argument("--json", action="store_true", help="print everything as JSON")
     plan.set_defaults(run=_plan)
+
+
+def _batch(options: argparse.Namespace) -> int:
+    quiet()
+    from dataclasses import fields
+
+    from multimodal.cluster.batch import BatchSettings, run_batch
+
+    given = {entry.name: getattr(options, entry.name) for entry in fields(BatchSettings)}
+    settings = BatchSettings(**{**given, "source": str(options.source.resolve())})
+    try:
+        done = run_batch(
+            settings,
+            options.output,
+            replicas=options.replicas,
+            num_cpus=options.num_cpus,
+            num_gpus=options.num_gpus,
+            say=lambda line: print(line, flush=True),
+        )
+    except ImportError as error:  # it says what to install
+        raise RuntimeError(str(error)) from None
+    before = f"; {done.skipped} were there" if done.skipped else ""
+    print(f"written: {options.output} ({done.shards} shards, {done.rows} rows, {done.errors} with an error{before})")
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
