@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, numbers, quiet, share
-from multimodal.cli_cluster import add_batch, add_plan
+from multimodal.cli_cluster import add_batch, add_plan, add_ray, serve_on_ray
 from multimodal.cli_compare import add_advise, add_compare
 
 
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--host", default="127.0.0.1", help="an address of this machine only (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    add_ray(serve)
     serve.set_defaults(run=_serve)
 
     train = command("train", "train a fused model; the same command goes on after an interruption")
@@ -330,6 +331,8 @@ def _ask(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    if options.ray:
+        return serve_on_ray(options)
     quiet()
     try:
         from multimodal.service import check_address, serve

@@ -1,4 +1,4 @@
-"""The command line of what goes beyond one machine: ``multimodal batch`` and ``multimodal plan``.
+"""The command line of what goes beyond one machine: ``multimodal batch``, ``serve --ray`` and ``plan``.
 
 Heavy imports wait until a command needs them.
 """
@@ -29,7 +29,27 @@ def add_batch(command: Any) -> None:
     batch.set_defaults(run=_batch)
 
 
-def add_resources(command: argparse.ArgumentParser) -> None:
+def add_ray(serve: argparse.ArgumentParser) -> None:
+    """Add what is said of a cluster to ``serve``."""
+    cluster = serve.add_argument_group("a cluster")
+    cluster.add_argument(
+        "--ray", action="store_true", help="serve on Ray: on the cluster that RAY_ADDRESS names, else on this machine"
+    )
+    cluster.add_argument(
+        "--replicas",
+        type=_replicas,
+        default=1,
+        metavar="N",
+        help="how many models answer; auto for as many as waiting requests need (default: 1)",
+    )
+    add_resources(cluster)
+
+
+def _replicas(text: str) -> int | str:
+    return text if text == "auto" else count(text)
+
+
+def add_resources(command: argparse._ActionsContainer) -> None:
     """Options of every command that puts models on a cluster."""
     command.add_argument("--num-cpus", type=float, default=1, metavar="N", help="cores of a replica (default: 1)")
     command.add_argument(
@@ -66,6 +86,25 @@ def add_plan(command: Any) -> None:
     plan.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     plan.add_argument("--json", action="store_true", help="print everything as JSON")
     plan.set_defaults(run=_plan)
+
+
+def serve_on_ray(options: argparse.Namespace) -> int:
+    """Run ``serve --ray``."""
+    quiet()
+    try:
+        from multimodal.cluster import serving
+    except ImportError as error:  # it says what to install
+        raise RuntimeError(str(error)) from None
+    settings = serving.ServingSettings(
+        model=options.model,
+        adapters=[str(folder.resolve()) for folder in options.adapter],
+        precision=options.precision,
+        replicas=options.replicas,
+        num_cpus=options.num_cpus,
+        num_gpus=options.num_gpus,
+    )
+    serving.serve_on_ray(settings, host=options.host, port=options.port)
+    return 0
 
 
 def _batch(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from multimodal import MultiModalModel
 from tests.training.tiny import COLOURS, draw, save_checkpoint
 
 PROMPT = "What colour is this?"
@@ -20,6 +21,24 @@ QUESTION = "Is it red?"
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("cluster"))
+
+
+NAME = "tiny"  # what callers call the endless model
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, open gates; it says nonsense and never ends by itself."""
+    folder = tmp_path_factory.mktemp("endless")
+    fused = save_checkpoint(folder)
+    path = fused / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+    return fused.rename(folder / NAME)
+
+
+@pytest.fixture(scope="session")
+def endless_model(endless: Path) -> MultiModalModel:
+    return MultiModalModel.from_pretrained(endless, precision="float32")
 
 
 def write_pictures(folder: Path, count: int) -> list[str]:
