@@ -1,11 +1,11 @@
-# make setup | demo | test | test-slow | lint | bench | bench-training | clean
+# make setup | demo | test | test-slow | cluster-test | lint | bench | bench-training | clean
 # Needs Python 3.11 or newer, make and git; every target sets up what it needs in .venv.
 
 PY := .venv/bin/python
 READY := .venv/.ready
 EXTRAS := compare,demo,medical,service,train,test,lint
 
-.PHONY: help setup demo test test-slow lint bench bench-training clean
+.PHONY: help setup demo test test-slow cluster-test lint bench bench-training clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make demo       open the page: upload a picture, ask, read the answer'
 	@echo 'make test       the tests that need no network and no accelerator'
 	@echo 'make test-slow  the tests that take minutes'
+	@echo 'make cluster-test  install Ray, and run all tests of what goes beyond one machine'
 	@echo 'make lint       style, types, direction of imports, spelling'
 	@echo 'make bench      time from process start to the first word, and the engine against transformers'
 	@echo 'make bench-training  steps per second with and without what is computed only once'
@@ -42,6 +43,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	@$(PY) -m pytest -m slow
+
+cluster-test: $(READY)
+	@$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS),cluster]'
+	@$(PY) -m pytest tests/cluster -m ''
 
 bench: $(READY)
 	@$(PY) -m benchmarks.startup

@@ -28,7 +28,7 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     alone = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECTS, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **({} if address else alone))
+        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else alone))
     except ConnectionError as error:
         raise RuntimeError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
     try:
