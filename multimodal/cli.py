@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, numbers, quiet, share
-from multimodal.cli_cluster import add_batch, add_plan, add_ray, serve_on_ray
+from multimodal.cli_cluster import add_batch, add_migrate, add_plan, add_ray, serve_on_ray
 from multimodal.cli_compare import add_advise, add_compare
 
 
@@ -257,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     add_advise(command)
     add_batch(command)
     add_plan(command)
+    add_migrate(command)
 
     describe = command("describe", "what is in data sets, and which pictures stand in two splits")
     describe.add_argument(

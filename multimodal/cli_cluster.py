@@ -1,4 +1,4 @@
-"""The command line of what goes beyond one machine: ``multimodal batch``, ``serve --ray`` and ``plan``.
+"""The command line of what goes beyond one machine: ``multimodal batch``, ``serve --ray``, ``migrate`` and ``plan``.
 
 Heavy imports wait until a command needs them.
 """
@@ -55,6 +55,13 @@ def add_resources(command: argparse._ActionsContainer) -> None:
     command.add_argument(
         "--num-gpus", type=float, default=0, metavar="N", help="GPUs of a replica, or a share of one (default: 0)"
     )
+
+
+def add_migrate(command: Any) -> None:
+    """Add ``migrate`` to the commands."""
+    migrate = command("migrate", "bring the tables of a database to what this version needs; before it is served with")
+    migrate.add_argument("database", help="an SQLite file, or a URL such as postgresql+psycopg://HOST/NAME")
+    migrate.set_defaults(run=_migrate)
 
 
 def add_plan(command: Any) -> None:
@@ -128,6 +135,16 @@ def _batch(options: argparse.Namespace) -> int:
         raise RuntimeError(str(error)) from None
     before = f"; {done.skipped} were there" if done.skipped else ""
     print(f"written: {options.output} ({done.shards} shards, {done.rows} rows, {done.errors} with an error{before})")
+    return 0
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    try:
+        from multimodal.store.migrate import migrate
+    except ImportError as error:  # it says what to install
+        raise RuntimeError(str(error)) from None
+    revision = migrate(options.database)
+    print(f"migrated: revision {revision}" if revision else "migrated: there are no revisions yet")
     return 0
 
 

@@ -13,9 +13,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine, inspect
+from sqlalchemy import Connection, create_engine, inspect
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
 import multimodal.store
@@ -39,39 +42,59 @@ def load_tables() -> None:
             importlib.import_module(f"multimodal.store.{module.name}")
 
 
-def migrate(engine: Engine) -> str | None:
+def migrate(place: str | Path) -> str | None:
     """Bring the tables of a database to what this version needs.
 
-    Tables that ``open_database`` of this version has made are taken as they are.
+    Tables that are there without a revision were made by ``open_database``, and are taken as they are.
 
     Args:
-        engine: The database.
+        place: A file for SQLite, or a database URL, as ``open_database`` takes it.
 
     Returns:
         The revision that it has then; None as long as there are no revisions.
 
     Raises:
-        StoreError: If a newer version of this package has changed the tables already.
+        StoreError: If it cannot be opened, or a newer version of this package has changed the tables already.
     """
     load_tables()
-    with engine.begin() as connection:
-        config = _config()
-        config.attributes["connection"] = connection
-        script = ScriptDirectory.from_config(config)
-        revision = MigrationContext.configure(connection).get_current_revision()
-        if revision is not None and revision not in {known.revision for known in script.walk_revisions()}:
-            raise StoreError(f"the database has revision {revision}, which is newer than this program: update it")
-        there = set(inspect(connection).get_table_names())
-        if revision is None and there & set(SQLModel.metadata.tables):
-            command.stamp(config, "head")
-        else:
-            command.upgrade(config, "head")
-        return MigrationContext.configure(connection).get_current_revision()
+    url = str(place) if "://" in str(place) else f"sqlite:///{place}"
+    try:
+        with _begun(url) as connection:
+            return _upgraded(connection)
+    except (ImportError, SQLAlchemyError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        kind = url.split("://")[0]
+        raise StoreError(f"the {kind} database cannot be migrated: {reason}. Name another, or mend this one") from error
 
 
-def _config() -> Config:
+def _upgraded(connection: Connection) -> str | None:
+    config = _config(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    revision = MigrationContext.configure(connection).get_current_revision()
+    if revision is not None and revision not in known:
+        raise StoreError(f"the database has revision {revision}, which is newer than this program: update it")
+    there = set(inspect(connection).get_table_names())
+    if revision is None and there & set(SQLModel.metadata.tables):
+        command.stamp(config, "head")
+    else:
+        command.upgrade(config, "head")
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+@contextmanager
+def _begun(url: str) -> Iterator[Connection]:
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _config(connection: Connection) -> Config:
     config = Config()
     config.set_main_option("script_location", str(FOLDER))
+    config.attributes["connection"] = connection
     return config
 
 
@@ -82,9 +105,8 @@ def main() -> None:
     parser.add_argument("url", help="a database that was migrated to the revisions so far, or a new one")
     options = parser.parse_args()
     load_tables()
-    with create_engine(options.url).begin() as connection:
-        config = _config()
-        config.attributes["connection"] = connection
+    with _begun(options.url) as connection:
+        config = _config(connection)
         command.upgrade(config, "head")
         command.revision(config, options.write, autogenerate=True)
 

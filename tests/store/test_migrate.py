@@ -14,6 +14,7 @@ pytest.importorskip("alembic")
 from alembic import autogenerate
 from alembic.runtime.migration import MigrationContext
 
+from multimodal.cli import main
 from multimodal.store import StoreError, open_database
 from multimodal.store import migrate as migrations
 from multimodal.store.migrate import load_tables, migrate
@@ -30,6 +31,10 @@ def upgrade():
 '''
 
 
+def migrated(engine: sqlalchemy.Engine) -> str | None:
+    return migrate(engine.url.render_as_string(hide_password=False))
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sqlalchemy.Engine]:
     if request.param == "sqlite":
@@ -44,7 +49,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sqlalchem
 
 def test_migrated_is_what_the_program_wants(engine: sqlalchemy.Engine) -> None:
     """If this fails after a change of a table: write a revision, as the docstring of multimodal.store.migrate says."""
-    migrate(engine)
+    migrated(engine)
     load_tables()
     ours = sqlalchemy.MetaData()
     for table in SQLModel.metadata.tables.values():
@@ -79,7 +84,7 @@ class TestRevisions:
 
     def test_one_after_another_and_only_once(self, engine: sqlalchemy.Engine, versions: Path) -> None:
         for _ in range(2):
-            assert migrate(engine) == "two"
+            assert migrated(engine) == "two"
         with Session(engine) as session:
             session.add(Note(text="a"))
             session.commit()
@@ -87,23 +92,23 @@ class TestRevisions:
 
     def test_rows_outlive_a_change(self, engine: sqlalchemy.Engine, versions: Path) -> None:
         second = (versions / "two.py").rename(versions.parent / "later")
-        assert migrate(engine) == "one"
+        assert migrated(engine) == "one"
         with engine.begin() as connection:
             connection.execute(sqlalchemy.text("INSERT INTO a_note (id) VALUES (7)"))
         second.rename(versions / "two.py")
-        assert migrate(engine) == "two"
+        assert migrated(engine) == "two"
         with Session(engine) as session:
             assert session.exec(select(Note)).one() == Note(id=7, text="?")
 
     def test_tables_that_are_there_are_taken_as_they_are(self, engine: sqlalchemy.Engine, versions: Path) -> None:
         SQLModel.metadata.create_all(engine)
-        assert migrate(engine) == "two"
+        assert migrated(engine) == "two"
 
     def test_a_newer_database_is_left_alone(self, engine: sqlalchemy.Engine, versions: Path) -> None:
-        assert migrate(engine) == "two"
+        assert migrated(engine) == "two"
         (versions / "two.py").unlink()
         with pytest.raises(StoreError, match="revision two, which is newer than this program"):
-            migrate(engine)
+            migrated(engine)
 
 
 def test_postgresql_is_opened_as_sqlite_is(postgres: str) -> None:
@@ -111,3 +116,13 @@ def test_postgresql_is_opened_as_sqlite_is(postgres: str) -> None:
     with engine.connect() as connection:
         assert connection.execute(sqlalchemy.text("SELECT 1")).scalar() == 1
     engine.dispose()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate", str(tmp_path / "store.sqlite")]) == 0
+    assert capsys.readouterr().out.startswith("migrated: ")
+    (tmp_path / "text").write_text("no database" * 1000)
+    assert main(["migrate", str(tmp_path / "text")]) == 1
+    assert "the sqlite database cannot be migrated: file is not a database" in capsys.readouterr().err
+    assert main(["migrate", "unheard+of://x"]) == 1
+    assert "the unheard+of database cannot be migrated" in capsys.readouterr().err
