@@ -14,7 +14,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +80,7 @@ class Replica:
             model.load_adapter(folder)
         model.engine.runner.prepare()  # with the loading, not with somebody's first question
         self._app = create_app(model, name=model.name)
-        self._ending: set[asyncio.Task[None]] = set()  # tasks that nobody waits for: they have to be held
+        self._ending: set[asyncio.Future[None]] = set()  # tasks that nobody waits for: they have to be held
 
     async def __call__(self, scope: Message, body: bytes) -> AsyncGenerator[Message]:
         """Run the application; yields the messages of its response."""
@@ -94,7 +94,10 @@ class Replica:
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        task: asyncio.Task[None] = asyncio.create_task(self._app(scope, receive, said.put))
+        async def send(message: MutableMapping[str, Any]) -> None:
+            await said.put(dict(message))
+
+        task = asyncio.create_task(self._app(scope, receive, send))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         task.add_done_callback(lambda _: said.put_nowait(None))

@@ -82,8 +82,9 @@ def shards_of(source: Path, *, rows: int) -> list[Shard]:
     if len(kinds) != 1:
         found = f"has files of several kinds ({', '.join(sorted(map(str, kinds)))})" if kinds else "has nothing to read"
         raise BatchError(f"{source} {found}: give {READ}")
-    (kind,) = kinds
+    (kind,) = map(str, kinds)
     files = [path for path in files if _kind(path) == kind]
+    pieces: list[dict[str, Any]]
     if kind == "pictures":
         root = source.parent if source.is_file() else source
         names = [path.relative_to(root).as_posix() for path in files]
@@ -188,7 +189,8 @@ def _cut_tar(path: Path, rows: int) -> Iterator[dict[str, Any]]:
 
 
 def _read_tar(path: Path, shard: Shard) -> Iterator[Row]:
-    key, parts = "", {}
+    key = ""
+    parts: dict[str, bytes] = {}
     with tarfile.open(path, mode="r|*") as archive:  # as a stream, in which nothing is read twice
         for member in archive:
             name = PurePosixPath(member.name)
