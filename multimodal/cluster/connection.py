@@ -20,13 +20,13 @@ LOCAL_OBJECTS = 256 * 2**20  # bytes of shared memory: pictures and answers go t
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Be connected to the cluster; one of this machine alone can be reached by nobody else, and ends with the block.
+    """Be connected to the cluster; one of this machine alone takes only who has Ray's token, and ends with the block.
 
     Raises:
         RuntimeError: If there is no cluster at the address.
     """
     address = os.environ.get("RAY_ADDRESS")
-    alone = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECTS, "_node_ip_address": "127.0.0.1"}
+    alone = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECTS}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else alone))
     except ConnectionError as error:
