@@ -23,14 +23,16 @@ def connected() -> Iterator[None]:
     """Be connected to the cluster; one of this machine alone takes only who has Ray's token, and ends with the block.
 
     Raises:
-        RuntimeError: If there is no cluster at the address.
+        RuntimeError: If there is no cluster at the address, or none starts here.
     """
     address = os.environ.get("RAY_ADDRESS")
     alone = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECTS}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else alone))
-    except ConnectionError as error:
-        raise RuntimeError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+    except Exception as error:  # Ray has no class of its own for this
+        if address:
+            raise RuntimeError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+        raise RuntimeError(f"Ray does not start here; on a busy machine, try again later: {error}") from error
     try:
         yield
     finally:
