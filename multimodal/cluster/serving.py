@@ -104,7 +104,8 @@ class Replica:
         try:
             while (message := await said.get()) is not None:
                 yield message
-            await task  # an error of the application is raised here
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("the application failed", exc_info=error)  # it has told the caller by itself
         finally:
             gone.set()
 
@@ -130,6 +131,8 @@ class Router:
             first = await anext(messages)
         except ApiError as error:
             return error.response()
+        except StopAsyncIteration:
+            return ApiError(500, "a replica said nothing: its log says more", code="internal_error").response()
         headers = [(bytes(key), bytes(value)) for key, value in start.get("headers", [])]
         streams = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
         response = StreamingResponse(_pieces(first, messages, streams=streams), start["status"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 pytest.importorskip("ray")
 
@@ -66,6 +67,20 @@ class TestReplica:
     def test_errors_are_the_applications(self, replica: Replica) -> None:
         start, *_ = self.post(replica, model="nonsense")
         assert start["status"] == 404
+
+    def test_an_application_that_fails_has_told_the_caller(
+        self, replica: Replica, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app = FastAPI()
+
+        @app.post("/v1/chat/completions")
+        async def fail() -> None:
+            raise LookupError("out of steam")
+
+        monkeypatch.setattr(replica, "_app", app)
+        start, body = self.post(replica)
+        assert start["status"] == 500 and body["body"] == b"Internal Server Error"
+        assert "the application failed" in caplog.text and "out of steam" in caplog.text
 
     def test_who_leaves_ends_it(self, replica: Replica) -> None:
         body = json.dumps({"model": NAME, "messages": asking(QUESTION), "max_tokens": LONG, "stream": True})
