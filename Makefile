@@ -1,11 +1,11 @@
-# make setup | demo | lab | notebooks | docs | test | test-slow | stress | lint | bench | bench-training | clean
+# make setup | demo | lab | notebooks | docs | test | test-slow | stress | cluster-test | lint | bench | bench-training | clean
 # Needs Python 3.11 or newer, make and git; every target sets up what it needs in .venv.
 
 PY := .venv/bin/python
 READY := .venv/.ready
 EXTRAS := compare,demo,docs,medical,notebooks,service,train,test,lint
 
-.PHONY: help setup demo lab notebooks docs test test-slow stress lint bench bench-training clean
+.PHONY: help setup demo lab notebooks docs test test-slow stress cluster-test lint bench bench-training clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make test       the tests that need no network and no accelerator'
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make stress     damaged pictures, nonsense and crowds for the service: about half an hour'
+	@echo 'make cluster-test  install Ray, and run all tests of what goes beyond one machine'
 	@echo 'make lint       style, types, direction of imports, spelling'
 	@echo 'make bench      time to the first word, the engine against transformers, second questions over HTTP'
 	@echo 'make bench-training  steps per second with and without what is computed only once'
@@ -60,6 +61,10 @@ test-slow: $(READY)
 stress: $(READY)
 	@STRESS_PICTURES=2000 STRESS_REQUESTS=5000 STRESS_CLIENTS=200 STRESS_SECONDS=60 \
 	  $(PY) -m pytest -s tests/service/test_stress.py
+
+cluster-test: $(READY)
+	@$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS),cluster]'
+	@$(PY) -m pytest tests/cluster -m ''
 
 bench: $(READY)
 	@$(PY) -m benchmarks.startup

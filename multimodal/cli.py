@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, numbers, quiet, share
+from multimodal.cli_cluster import add_batch, add_migrate, add_plan
 from multimodal.cli_compare import add_advise, add_compare
 from multimodal.cli_feedback import add_feedback
 from multimodal.cli_service import add_keys, add_serve
@@ -237,6 +238,9 @@ def _parser() -> argparse.ArgumentParser:
     add_compare(command)
     add_advise(command)
     add_feedback(command)
+    add_batch(command)
+    add_plan(command)
+    add_migrate(command)
 
     describe = command("describe", "what is in data sets, and which pictures stand in two splits")
     describe.add_argument(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, quiet
+from multimodal.cli_cluster import add_ray, serve_on_ray
 
 STORE_HELP = "database of keys and sessions: a file for SQLite, or a URL such as postgresql+psycopg://..."
 
@@ -62,6 +63,7 @@ def add_serve(command: Any) -> None:
         metavar="FILE",
         help="a JSON line for each answer: who, when, digests of model, adapter, pictures and answer",
     )
+    add_ray(serve)
     serve.set_defaults(run=_serve)
 
 
@@ -99,15 +101,17 @@ def _serve(options: argparse.Namespace) -> int:
         raise RuntimeError(str(error)) from None
     from multimodal.model import MultiModalModel
 
+    limits = {
+        "waiting": options.waiting,
+        "grace_seconds": options.grace,
+        "allowed_hosts": frozenset(host.lower() for host in options.allow_host),
+        "cached_answers": options.cache_answers,
+        "keep_days": options.keep_days,
+    }
+    if options.ray:
+        return serve_on_ray(options, limits)
     database = None if options.store is None else _open(options.store)
     check_address(options.host, options.port, database=database)  # told before the model is loaded
-    settings = ServiceSettings(
-        waiting=options.waiting,
-        grace_seconds=options.grace,
-        allowed_hosts=frozenset(host.lower() for host in options.allow_host),
-        cached_answers=options.cache_answers,
-        keep_days=options.keep_days,
-    )
     audit = None if options.audit is None else AuditLog(options.audit)
     log = None
     if options.log is not None:
@@ -121,7 +125,7 @@ def _serve(options: argparse.Namespace) -> int:
         name=model.name,
         host=options.host,
         port=options.port,
-        settings=settings,
+        settings=ServiceSettings(**limits),
         database=database,
         log=log,
         audit=audit,

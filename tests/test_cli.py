@@ -29,7 +29,7 @@ from tests.training.tiny import draw, save_checkpoint, tiny_model, write_task
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     *("ask", "train", "adapt", "evaluate", "calibrate", "label", "compare", "advise", "describe", "serve", "models"),
-    *("keys", "pull"),
+    *("keys", "batch", "plan", "migrate", "pull"),
 )
 
 

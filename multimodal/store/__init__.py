@@ -4,7 +4,18 @@ Tables are SQLModel classes; :func:`open_database` makes those that are missing,
 """
 
 from multimodal.store.database import StoreError, open_database
+from multimodal.store.feedback import Feedback, Rating, Vote
 from multimodal.store.keys import ApiKey, KeyStore
 from multimodal.store.sessions import PictureGone, SessionStore
 
-__all__ = ["ApiKey", "KeyStore", "PictureGone", "SessionStore", "StoreError", "open_database"]
+__all__ = [
+    "ApiKey",
+    "Feedback",
+    "KeyStore",
+    "PictureGone",
+    "Rating",
+    "SessionStore",
+    "StoreError",
+    "Vote",
+    "open_database",
+]

@@ -163,14 +163,15 @@ def test_two_processes_give_the_curve_of_one(folder: Path) -> None:
 class TestTorchrun:
     """The real launcher."""
 
-    def start(self, folder: Path, output: str, *more: str) -> subprocess.Popen[str]:
+    def start(self, folder: Path, output: str, *more: str, restarts: int = 0) -> subprocess.Popen[str]:
         script = folder / "fast.py"
         script.write_text("from tests.training.runs import fast_main; fast_main()")
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        launcher += ["--max_restarts", str(restarts)]
         return subprocess.Popen(
             [*launcher, str(script), *command(folder, output, *more)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -196,6 +197,18 @@ class TestTorchrun:
         process.communicate()
         assert run(command(folder, output), processes=processes) == [0] * processes
         assert_near(folder / output, folder / "one")
+
+    def test_a_killed_rank_is_started_again_from_the_last_checkpoint(self, folder: Path) -> None:
+        process = self.start(folder, "restarted", restarts=1)
+        deadline = time.monotonic() + 300
+        while checkpoints.last_checkpoint(folder / "restarted" / "checkpoints") is None:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(ranks[-1]), signal.SIGKILL)
+        printed, _ = process.communicate(timeout=600)
+        assert process.returncode == 0 and "saved in " in printed, printed
+        assert_near(folder / "restarted", folder / "one")
 
     def test_ctrl_c_ends_all_of_them_behind_the_same_step(self, folder: Path) -> None:
         process = self.start(folder, "stopped", "--epochs", "200")

@@ -1,0 +1,303 @@
+"""The service on Ray Serve: the same application and the same engine, in as many replicas as are asked for.
+
+A router takes each request and hands it to the replica that its picture belongs to, by consistent hashing of the
+picture's digest, and to the next one where that is busy. A replica runs the application itself, untouched: what it
+says is what one process says. What always holds: a request whose replica dies before it said anything is given to
+another one; a stream that had begun ends with an event that says so; and a caller who leaves ends what was asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic_core
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
+from sqlalchemy import Engine
+from starlette.requests import ClientDisconnect, Request
+
+from multimodal.cluster.connection import connected  # first: it says how Ray is to be imported
+from multimodal.model import MultiModalModel
+from multimodal.service import ServiceSettings, check_address, create_app
+from multimodal.service.errors import ApiError
+from multimodal.store import open_database
+
+# isort: split
+from ray import exceptions, serve
+from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from ray.util import list_named_actors
+
+NAME = "multimodal"  # of the application
+TRIES = 3  # of a request whose replica dies
+SLOTS = 8  # answers that a replica writes at once
+ONGOING = 2 * SLOTS  # requests of a replica; with so many it is busy
+WAITING = 256  # requests that wait for one, in a router
+MOST_REPLICAS = 1000
+MOST_BODY = 128 * 2**20  # bytes: the application has a limit of its own, below this one
+CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # Ray's name for it
+GONE = 499  # nginx's status for a caller who left; nobody reads it
+SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client", "server")
+
+Message = dict[str, Any]  # of ASGI
+log = logging.getLogger("multimodal.cluster")
+
+
+class ServingSettings(BaseModel, extra="forbid"):
+    """What is served, and on what; as ``args`` of an application in a file for ``serve deploy``, too.
+
+    Attributes:
+        model: ``"embedded"``, or a folder or hub id, the same on every machine.
+        adapters: Folders of adapters, likewise.
+        precision: As :class:`~multimodal.model.MultiModalModel` takes it.
+        replicas: How many models answer; ``"auto"`` for as many as the waiting requests need.
+        num_cpus: Cores of a replica, which are also its threads.
+        num_gpus: GPUs of a replica, or a share of one.
+        store: Database of keys and sessions, which every replica reaches; None for neither.
+        limits: Fields of :class:`~multimodal.service.ServiceSettings`; they hold for each replica.
+    """
+
+    model: str = "embedded"
+    adapters: list[str] = []
+    precision: str = "auto"
+    replicas: int | Literal["auto"] = 1
+    num_cpus: float = 1
+    num_gpus: float = 0
+    store: str | None = None
+    limits: dict[str, Any] = {}
+
+    def database(self) -> Engine | None:
+        """The store, opened."""
+        return None if self.store is None else open_database(self.store)
+
+
+class Replica:
+    """A model behind its application, for requests that a :class:`Router` hands on."""
+
+    def __init__(self, settings: ServingSettings) -> None:
+        model = MultiModalModel.from_pretrained(settings.model, precision=settings.precision)
+        for folder in settings.adapters:
+            model.load_adapter(folder)
+        model.engine.runner.prepare()  # with the loading, not with somebody's first question
+        limits = ServiceSettings(**settings.limits)
+        self._app = create_app(model, name=model.name, settings=limits, database=settings.database())
+        self._ending: set[asyncio.Future[None]] = set()  # tasks that nobody waits for: they have to be held
+
+    async def __call__(self, scope: Message, body: bytes) -> AsyncGenerator[Message]:
+        """Run the application; yields the messages of its response."""
+        said: asyncio.Queue[Message | None] = asyncio.Queue()
+        gone = asyncio.Event()
+        unread = [body]
+
+        async def receive() -> Message:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            await said.put(dict(message))
+
+        task = asyncio.create_task(self._app(scope, receive, send))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        task.add_done_callback(lambda _: said.put_nowait(None))
+        try:
+            while (message := await said.get()) is not None:
+                yield message
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("the application failed", exc_info=error)  # it has told the caller by itself
+        finally:
+            gone.set()
+
+
+class Router:
+    """The entrance: hands requests to replicas, and answers to callers."""
+
+    def __init__(self, replica: DeploymentHandle) -> None:
+        self._replica = replica.options(stream=True)
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer a request."""
+        try:
+            body = await _body_of(request)
+        except ClientDisconnect:
+            return Response(status_code=GONE)
+        except ApiError as error:
+            return error.response()
+        scope = {key: request.scope.get(key) for key in SCOPE}
+        messages = self._answered(scope, body)
+        try:
+            start = await anext(messages)
+            first = await anext(messages)
+        except ApiError as error:
+            return error.response()
+        except StopAsyncIteration:
+            return ApiError(500, "a replica said nothing: its log says more", code="internal_error").response()
+        headers = [(bytes(key), bytes(value)) for key, value in start.get("headers", [])]
+        streams = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
+        response = StreamingResponse(_pieces(first, messages, streams=streams), start["status"])
+        response.raw_headers = headers
+        return response
+
+    async def _answered(self, scope: Message, body: bytes) -> AsyncGenerator[Message]:
+        """The messages of a replica's response.
+
+        Raises:
+            ApiError: 429 if too many wait; 503 if replicas died: after the first message the one that answered, before
+                it as many as were tried.
+        """
+        key = picture_key(body)
+        for tried in range(1, TRIES + 1):
+            held: list[Message] = []  # the headers, until something is said: till then another replica may say all
+            begun = False
+            stream = (
+                self._replica.options(session_id=key).remote(scope, body) if key else self._replica.remote(scope, body)
+            )
+            try:
+                async for message in stream:
+                    held.append(message)
+                    if message["type"] == "http.response.start":
+                        continue
+                    begun = True
+                    for said in held:
+                        yield said
+                    held = []
+                return
+            except BackPressureError:
+                headers = {"Retry-After": "1"}
+                message = f"{WAITING} requests wait already: ask again in a moment"
+                raise ApiError(429, message, code="rate_limit_exceeded", headers=headers) from None
+            except exceptions.RayActorError as error:
+                log.warning("a replica died while it answered (try %d): %s", tried, type(error).__name__)
+                if begun or tried == TRIES:
+                    message = "the replica that answered is gone: ask again"
+                    raise ApiError(503, message, code="replica_lost", headers={"Retry-After": "1"}) from None
+            finally:
+                stream.cancel()
+
+
+def picture_key(body: bytes) -> str | None:
+    """What names the first picture of a chat: a digest of how it came; None without one, or if it is not a chat."""
+    try:
+        messages = pydantic_core.from_json(body)["messages"]
+        urls = (
+            part["image_url"]["url"]
+            for message in messages
+            if isinstance(message["content"], list)
+            for part in message["content"]
+            if part.get("type") == "image_url"
+        )
+        url = next(urls, None)
+        return None if url is None else hashlib.sha256(url.encode()).hexdigest()
+    except (ValueError, KeyError, TypeError, AttributeError):  # the application says what is wrong with it
+        return None
+
+
+async def _body_of(request: Request) -> bytes:
+    """A request's body.
+
+    Raises:
+        ApiError: 413, if it is larger than any that the application takes.
+        ClientDisconnect: If the caller left.
+    """
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MOST_BODY:
+            message = f"the body has more than {MOST_BODY // 2**20} MiB: send smaller pictures, or fewer at a time"
+            raise ApiError(413, message, code="request_too_large")
+    return bytes(body)
+
+
+async def _pieces(first: Message, rest: AsyncGenerator[Message], *, streams: bool) -> AsyncGenerator[bytes]:
+    try:
+        yield first.get("body", b"")
+        async for message in rest:
+            yield message.get("body", b"")
+    except ApiError as error:
+        if not streams:  # headers promised something else: better cut short than wrong
+            raise
+        yield f"data: {json.dumps(error.body(), ensure_ascii=False)}\n\n".encode()
+    finally:
+        await rest.aclose()
+
+
+def build(settings: ServingSettings) -> serve.Application:
+    """The application for ``serve deploy`` and ``serve run``: ``multimodal.cluster.serving:build``.
+
+    Args:
+        settings: What is served, and on what.
+    """
+    many: dict[str, Any] = {"num_replicas": settings.replicas}
+    if settings.replicas == "auto":
+        many = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=1, max_replicas=MOST_REPLICAS, target_ongoing_requests=SLOTS
+            )
+        }
+    replica = serve.deployment(
+        Replica,
+        name="Replica",
+        **many,
+        max_ongoing_requests=ONGOING,
+        max_queued_requests=WAITING,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        request_router_config=RequestRouterConfig(
+            request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+        ),
+        health_check_period_s=2,
+    )
+    router = serve.deployment(
+        Router, name="Router", max_ongoing_requests=ONGOING * MOST_REPLICAS, ray_actor_options={"num_cpus": 0}
+    )
+    return router.bind(replica.bind(settings))
+
+
+def serve_on_ray(
+    settings: ServingSettings, *, host: str = "127.0.0.1", port: int = 8000, until: Callable[[], Any] | None = None
+) -> None:
+    """Serve on the cluster that ``RAY_ADDRESS`` names, or on this machine; says the URL when it is ready.
+
+    Args:
+        settings: What is served, and on what.
+        host: An address of this machine; one that others reach needs keys in the store.
+        port: Of TCP; 0 takes one that is free.
+        until: Returns when the service is to end; by default it waits for Ctrl-C.
+
+    Raises:
+        ValueError: As :func:`~multimodal.service.check_address` says.
+        RuntimeError: If there is no such cluster, it serves something already, or the replicas do not start.
+    """
+    check_address(host, port, database=settings.database())
+    with connected():
+        if any(actor["name"] == CONTROLLER for actor in list_named_actors(all_namespaces=True)):
+            raise RuntimeError("the cluster serves something already: end it with `serve shutdown`, or `serve deploy`")
+        port = port or _free_port(host)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options=HTTPOptions(host=host, port=port),
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        try:
+            serve.run(build(settings), name=NAME, logging_config={"log_level": "WARNING", "enable_access_log": False})
+            print(f"{Path(settings.model).name} answers at http://{host}:{port}/v1 (Ctrl-C ends it)", flush=True)
+            with suppress(KeyboardInterrupt):
+                (until or threading.Event().wait)()
+        finally:
+            serve.shutdown()
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as listener:
+        return int(listener.getsockname()[1])
