@@ -116,11 +116,16 @@ def serve_on_ray(options: argparse.Namespace, limits: Mapping[str, Any]) -> int:
         replicas=options.replicas,
         num_cpus=options.num_cpus,
         num_gpus=options.num_gpus,
-        store=options.store,
+        store=_same_everywhere(options.store),
         limits=dict(limits),
     )
     serving.serve_on_ray(settings, host=options.host, port=options.port)
     return 0
+
+
+def _same_everywhere(store: str | None) -> str | None:
+    """A store's file by its whole path: replicas have working directories of their own."""
+    return store if store is None or "://" in store else str(Path(store).resolve())
 
 
 def _batch(options: argparse.Namespace) -> int:

@@ -55,7 +55,7 @@ def test_every_page_and_notebook_is_in_the_navigation() -> None:
 
 
 @needs_weights
-@pytest.mark.parametrize("name", ["index", "asking", "serving"])
+@pytest.mark.parametrize("name", ["index", "asking"])  # serving.md has a test of its own, with a server
 def test_python_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     exec(compile("\n".join(scripts(name)), f"{name}.md", "exec"), {})
