@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +15,13 @@ pytest.importorskip("nbclient", reason="the notebooks need what `make setup` ins
 import nbformat
 
 from multimodal.data import read
-from multimodal.notebook import data_set, limit, task_of
+from multimodal.notebook import LIMITS, data_set, limit, task_of
 from multimodal.presets import trained_folder
 from notebooks import execute
 from notebooks.offline_kernel import REFUSED
 
 NOTEBOOKS = execute.all_notebooks()
+LONGEST = 600  # seconds of a notebook in its reduced form, on a machine that is busy
 SLOW = {"05-adapt-with-100-examples"}  # training takes its time also in the reduced form
 needs_weights = pytest.mark.skipif(trained_folder("embedded") is None, reason="no trained weights in assets/embedded")
 
@@ -28,21 +31,32 @@ def parameters() -> Iterator[object]:
         yield pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
 
 
+def run_quickly(path: Path, **environment: str) -> None:
+    """In a process of its own: in one that had run other tests, a client was seen to wait for a kernel for ever."""
+    command = [sys.executable, "-m", "notebooks.execute", path.stem]
+    ran = subprocess.run(
+        command,
+        cwd=execute.ROOT,
+        env={**os.environ, LIMITS: "quick", **environment},
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "(quick: not saved)" in ran.stdout
+
+
 @needs_weights
 @pytest.mark.parametrize("path", list(parameters()))
 def test_runs_in_reduced_form(path: Path) -> None:
-    notebook, _ = execute.run(path, quick=True)
-    said = [output for cell in execute.code_cells(notebook) for output in cell.outputs]
-    assert said
-    assert not [output.text for output in said if output.get("name") == "stderr"]
+    run_quickly(path)
 
 
 @needs_weights
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS])
-def test_runs_without_the_public_data_sets(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MULTIMODAL_DATA", "none")
-    execute.run(path, quick=True)
+def test_runs_without_the_public_data_sets(path: Path) -> None:
+    run_quickly(path, MULTIMODAL_DATA="none")
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS])

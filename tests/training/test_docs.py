@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal import cli
+from multimodal import cli, cli_feedback
 from multimodal.training.recipes import read_recipe
 from multimodal.training.train import TrainingSettings
 
@@ -19,8 +19,8 @@ COMMANDS = re.findall(r"^(?:torchrun .* -m multimodal\.cli|multimodal) (.*)$", P
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_known(command: str) -> None:
-    options = cli._parser().parse_args(shlex.split(command))
-    assert options.run in (cli._train, cli._label)
+    options = cli._parser().parse_args(shlex.split(command, comments=True))
+    assert options.run in (cli._train, cli._label, cli._adapt, cli_feedback._export)
 
 
 def test_there_are_commands_for_many_gpus_and_machines() -> None:
