@@ -4,7 +4,7 @@ Revision: eb00ef04d60b, after none.
 """
 
 import sqlalchemy as sa
-import sqlmodel
+import sqlmodel.sql.sqltypes
 from alembic import op
 
 revision = "eb00ef04d60b"
