@@ -433,6 +433,7 @@ def test_dicom_sixteen_bits_paste_and_camera(visit: Visit, tmp_path: Path) -> No
     page.locator("#prompt .thumbnail-item").wait_for()
     page.locator("#camera-fold").get_by_role("button").first.click()
     page.locator("#camera").get_by_text("Webcam").click()
+    page.wait_for_function("(video => video && video.videoWidth > 0)(document.querySelector('#camera video'))")
     page.locator("#camera").get_by_role("button", name="capture photo").click()
     page.wait_for_function("document.querySelectorAll('#prompt .thumbnail-item').length === 2")
     visit.ask("And these?")
