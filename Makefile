@@ -64,7 +64,7 @@ stress: $(READY)
 
 cluster-test: $(READY)
 	@$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS),cluster]'
-	@$(PY) -m pytest tests/cluster -m ''
+	@$(PY) -m pytest tests/cluster tests/store -m ''
 
 bench: $(READY)
 	@$(PY) -m benchmarks.startup

@@ -12,16 +12,10 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
-import re
-import signal
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.service import server
 from multimodal.samples import sample_images
 
 SERVICES = {"one process": [], "Ray, 1 replica": ["--ray"], "Ray, 2 replicas": ["--ray", "--replicas", "2"]}
@@ -86,7 +81,7 @@ def main() -> int:
 def measure(name: str, more: list[str], options: argparse.Namespace) -> Line:
     """Start a service, ask it, and end it."""
     began = time.perf_counter()
-    with service([*more, "--model", options.model]) as url, httpx.Client(timeout=600) as client:
+    with server(*more, "--model", options.model) as url, httpx.Client(timeout=600) as client:
         model = client.get(f"{url}/models").json()["data"][0]["id"]
         bodies = [body_of(model, number) for number in range(options.questions)]
         client.post(f"{url}/chat/completions", json=bodies[0]).raise_for_status()
@@ -105,29 +100,6 @@ def measure(name: str, more: list[str], options: argparse.Namespace) -> Line:
             times = list(pool.map(ask, bodies))
         rate = len(times) / (time.perf_counter() - began)
     return Line(name, start, first, rate, float(np.quantile(times, 0.99)))
-
-
-@contextmanager
-def service(more: list[str]) -> Iterator[str]:
-    """A service that was started with the command; yields its base URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "multimodal.cli", "serve", "--port", "0", *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-    )
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        if found is None:
-            raise RuntimeError(f"the service did not start: run `multimodal serve {' '.join(more)}` to see why")
-        yield found[0]
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=120)
-    finally:
-        process.kill()
-        process.wait()
 
 
 def body_of(model: str, number: int) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from multimodal import MultiModalModel
-from multimodal.engine import Generation, Request
+from multimodal.engine import Generation, Picture, Request, digest_of
+from multimodal.images import load_image
 from multimodal.samples import sample_images
 
 ROUNDS = 5
@@ -58,6 +59,7 @@ def measure(model: MultiModalModel, *, kind: str, price: float | None, rounds: i
                 later.append(asked[1].timings.first_token)
                 lengths += [answer.usage.completion_tokens for answer in asked if turn == 1]
     states = model.engine.pictures
+    model.model.generation_config.eos_token_id = None  # steps are counted in answers that do not end by themselves
     return {
         "kind": kind,
         "source": f"python -m benchmarks.service_times, {time.strftime('%Y-%m-%d')}",
@@ -86,10 +88,15 @@ def _times(generation: Generation) -> list[float]:
 
 
 def _prompt(model: MultiModalModel, row: int) -> Request:
-    """Words without sense: what an answer says does not change how long a step takes."""
+    """A picture and words without sense: a step takes longer for who sees, and not for what is said."""
+    pixels = model.processor.image_processor(load_image(sample_images()[0].path), return_tensors="pt")["pixel_values"][
+        0
+    ]
     chance = torch.Generator().manual_seed(row)
     most = min(model.model.config.text_config.vocab_size, 40_000)
-    return Request(torch.randint(most // 2, most, (20,), generator=chance).tolist(), [], NEW_TOKENS)
+    words = torch.randint(most // 2, most, (20,), generator=chance).tolist()
+    image = model.model.config.image_token_id
+    return Request([image, *words], [Picture(pixels, digest_of(pixels))], NEW_TOKENS)
 
 
 def _counts(model: MultiModalModel) -> list[int]:

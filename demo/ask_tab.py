@@ -121,7 +121,6 @@ def ask_tab(asking: Asking, feedback: Feedback, *, choices: Sequence[Choice]) ->
                 interactive=False,
                 buttons=[],
                 elem_id="samples",
-                elem_classes="samples",
             )
             with gr.Accordion(TEXT("camera"), open=False, elem_id="camera-fold"):
                 gr.HTML(TEXT("camera_about"))

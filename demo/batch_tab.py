@@ -49,9 +49,7 @@ def batch_tab(asking: Asking) -> None:
             )
             with gr.Row():
                 start = gr.Button(TEXT("batch_start"), variant="primary", elem_id="batch-start")
-                cancel = gr.Button(
-                    TEXT("batch_cancel"), variant="stop", visible=False, elem_id="batch-cancel", elem_classes="stop"
-                )
+                cancel = gr.Button(TEXT("batch_cancel"), variant="stop", visible=False, elem_id="batch-cancel")
             status = gr.HTML(elem_id="batch-status")
             gr.HTML(TEXT("notice"))
             with gr.Accordion(TEXT("options"), open=False):

@@ -48,9 +48,7 @@ def compare_tab(comparing: Comparing, tab: gr.Tab, conversation: gr.State) -> No
             )
             with gr.Row():
                 ask = gr.Button(TEXT("compare"), variant="primary", elem_id="compare")
-                stop = gr.Button(
-                    TEXT("stop"), variant="stop", visible=False, elem_id="compare-stop", elem_classes="stop"
-                )
+                stop = gr.Button(TEXT("stop"), variant="stop", visible=False, elem_id="compare-stop")
             status = gr.HTML(elem_id="compare-status")
             gr.HTML(TEXT("notice"))
             gr.HTML(TEXT("compare_time"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,18 +81,15 @@ class Comparing:
         self._parts: Parts | None = None
         self._made: dict[str, Pipeline] = {}
         self._turn = threading.Lock()
-        self._numbers = count(1)
-        self._wanted: dict[str, int] = {}
         self._running: dict[str, str] = {}
 
     def new_question(self, session: str) -> int:
         """Withdraw the session's comparison, and give the number of its next one."""
-        self._wanted[session] = number = next(self._numbers)
-        return number
+        return self._asking.new_question(_own(session))
 
     def stop(self, session: str) -> str:
         """Withdraw the session's comparison: the pipeline that is being asked, whose name is given, is the last one."""
-        self._wanted.pop(session, None)
+        self._asking.stop(_own(session))
         return self._running.pop(session, "")
 
     def ask(
@@ -107,7 +103,7 @@ class Comparing:
             ModelError: If there is no model.
         """
         while (model := self._asking.model_within(seconds=1)) is None:
-            if self._wanted.get(session) != number:
+            if not self._asking.wants(_own(session), number):
                 return
             yield Progress("loading")
         for name in NAMES:
@@ -115,10 +111,10 @@ class Comparing:
             self._running[session] = name
             yield Progress(doing, running=name)
             with self._turn:  # not held while the page is told
-                if self._wanted.get(session) != number:
+                if not self._asking.wants(_own(session), number):
                     return
                 reply = self._ask(name, model, text, picture, max_new_tokens)
-            if self._wanted.get(session) != number:
+            if not self._asking.wants(_own(session), number):
                 return
             yield Progress(doing, reply=reply)
         self._running.pop(session, None)
@@ -164,6 +160,11 @@ class Comparing:
             return Reply(name, error=str(error))
         except Exception as error:
             return Reply(name, error=reason(error))
+
+
+def _own(session: str) -> str:
+    """A session's name for its comparisons: it may have another question in the chat."""
+    return f"{session} compare"
 
 
 def parts_of(model: MultiModalModel, name: str) -> Parts:

@@ -31,10 +31,9 @@ class PictureChooser:
             visible=False,
             buttons=["fullscreen"],
             elem_id=f"{prefix}-picture",
-            elem_classes="chosen",
             alt_text="The picture to ask about",
         )
-        self._upload = gr.File(show_label=False, elem_id=f"{prefix}-upload", elem_classes="upload")
+        self._upload = gr.File(show_label=False, elem_id=f"{prefix}-upload")
         gr.HTML(TEXT("formats"))
         self.gallery = gr.Gallery(
             show_label=False,
@@ -46,7 +45,6 @@ class PictureChooser:
             interactive=False,
             buttons=[],
             elem_id=f"{prefix}-samples",
-            elem_classes="samples",
         )
 
     def on_open(

@@ -33,8 +33,11 @@ def add_feedback(command: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from multimodal.store import StoreError
-    from multimodal.store.feedback import FILE, Feedback, data_folder
+    try:
+        from multimodal.store import StoreError
+        from multimodal.store.feedback import FILE, Feedback, data_folder
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"this needs {error.name}, which is not installed: pip install 'multimodal[demo]'") from None
 
     folder = options.folder or data_folder()
     if not (folder / FILE).is_file():

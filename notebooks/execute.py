@@ -224,7 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     wrong, chosen = 0, _chosen(options.names)
     if len(chosen) > 1 and not options.check:  # one after another in one process, a client was seen to wait for ever
-        return max(subprocess.call([sys.executable, "-m", "notebooks.execute", path.stem], cwd=ROOT) for path in chosen)
+        codes = [subprocess.call([sys.executable, "-m", "notebooks.execute", path.stem], cwd=ROOT) for path in chosen]
+        return int(any(codes))
     for path in chosen:
         if not options.check:
             try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import socket
 import threading
@@ -28,7 +27,10 @@ from starlette.requests import ClientDisconnect, Request
 from multimodal.cluster.connection import connected  # first: it says how Ray is to be imported
 from multimodal.model import MultiModalModel
 from multimodal.service import ServiceSettings, check_address, create_app
+from multimodal.service.app import GONE
+from multimodal.service.bodies import read_body
 from multimodal.service.errors import ApiError
+from multimodal.service.events import event
 from multimodal.store import open_database
 
 # isort: split
@@ -42,11 +44,9 @@ NAME = "multimodal"  # of the application
 TRIES = 3  # of a request whose replica dies
 SLOTS = 8  # answers that a replica writes at once
 ONGOING = 2 * SLOTS  # requests of a replica; with so many it is busy
-WAITING = 256  # requests that wait for one, in a router
 MOST_REPLICAS = 1000
 MOST_BODY = 128 * 2**20  # bytes: the application has a limit of its own, below this one
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # Ray's name for it
-GONE = 499  # nginx's status for a caller who left; nobody reads it
 SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client", "server")
 
 Message = dict[str, Any]  # of ASGI
@@ -64,7 +64,8 @@ class ServingSettings(BaseModel, extra="forbid"):
         num_cpus: Cores of a replica, which are also its threads.
         num_gpus: GPUs of a replica, or a share of one.
         store: Database of keys and sessions, which every replica reaches; None for neither.
-        limits: Fields of :class:`~multimodal.service.ServiceSettings`; they hold for each replica.
+        limits: Fields of :class:`~multimodal.service.ServiceSettings`; they hold for each replica, but for ``waiting``,
+            which is what the router keeps, and ``grace_seconds``, for which Ray lets a replica finish.
     """
 
     model: str = "embedded"
@@ -130,7 +131,7 @@ class Router:
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
         try:
-            body = await _body_of(request)
+            body = await read_body(request, MOST_BODY, lambda count: None)  # a replica says what is too much
         except ClientDisconnect:
             return Response(status_code=GONE)
         except ApiError as error:
@@ -157,7 +158,7 @@ class Router:
             ApiError: 429 if too many wait; 503 if replicas died: after the first message the one that answered, before
                 it as many as were tried.
         """
-        key = picture_key(body)
+        key = routing_key(body)
         for tried in range(1, TRIES + 1):
             held: list[Message] = []  # the headers, until something is said: till then another replica may say all
             begun = False
@@ -176,7 +177,7 @@ class Router:
                 return
             except BackPressureError:
                 headers = {"Retry-After": "1"}
-                message = f"{WAITING} requests wait already: ask again in a moment"
+                message = "as many requests as may wait do so already: ask again in a moment"
                 raise ApiError(429, message, code="rate_limit_exceeded", headers=headers) from None
             except exceptions.RayActorError as error:
                 log.warning("a replica died while it answered (try %d): %s", tried, type(error).__name__)
@@ -187,13 +188,20 @@ class Router:
                 stream.cancel()
 
 
-def picture_key(body: bytes) -> str | None:
-    """What names the first picture of a chat: a digest of how it came; None without one, or if it is not a chat."""
+def routing_key(body: bytes) -> str | None:
+    """What says which replica a chat belongs to: its session, or else its first picture, as a digest of how it came.
+
+    Returns:
+        None without either, or if it is not a chat.
+    """
     try:
-        messages = pydantic_core.from_json(body)["messages"]
+        said = pydantic_core.from_json(body)
+        session = (said.get("metadata") or {}).get("session_id")
+        if session is not None:  # a later question of it brings no picture
+            return hashlib.sha256(f"session {session}".encode()).hexdigest()
         urls = (
             part["image_url"]["url"]
-            for message in messages
+            for message in said["messages"]
             if isinstance(message["content"], list)
             for part in message["content"]
             if part.get("type") == "image_url"
@@ -204,22 +212,6 @@ def picture_key(body: bytes) -> str | None:
         return None
 
 
-async def _body_of(request: Request) -> bytes:
-    """A request's body.
-
-    Raises:
-        ApiError: 413, if it is larger than any that the application takes.
-        ClientDisconnect: If the caller left.
-    """
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MOST_BODY:
-            message = f"the body has more than {MOST_BODY // 2**20} MiB: send smaller pictures, or fewer at a time"
-            raise ApiError(413, message, code="request_too_large")
-    return bytes(body)
-
-
 async def _pieces(first: Message, rest: AsyncGenerator[Message], *, streams: bool) -> AsyncGenerator[bytes]:
     try:
         yield first.get("body", b"")
@@ -228,7 +220,7 @@ async def _pieces(first: Message, rest: AsyncGenerator[Message], *, streams: boo
     except ApiError as error:
         if not streams:  # headers promised something else: better cut short than wrong
             raise
-        yield f"data: {json.dumps(error.body(), ensure_ascii=False)}\n\n".encode()
+        yield event(error.body()).encode()
     finally:
         await rest.aclose()
 
@@ -239,6 +231,7 @@ def build(settings: ServingSettings) -> serve.Application:
     Args:
         settings: What is served, and on what.
     """
+    limits = ServiceSettings(**settings.limits)
     many: dict[str, Any] = {"num_replicas": settings.replicas}
     if settings.replicas == "auto":
         many = {
@@ -251,7 +244,8 @@ def build(settings: ServingSettings) -> serve.Application:
         name="Replica",
         **many,
         max_ongoing_requests=ONGOING,
-        max_queued_requests=WAITING,
+        max_queued_requests=limits.waiting,
+        graceful_shutdown_timeout_s=limits.grace_seconds,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         request_router_config=RequestRouterConfig(
             request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"

@@ -38,7 +38,7 @@ class AnswerCache:
 
     def key(self, asked: ChatRequest, chat: Sequence[Mapping[str, Any]]) -> str | None:
         """Names what is asked; None if its answer is not kept."""
-        if not self.most or (asked.temperature > 0 and asked.seed is None):
+        if self.most <= 0 or (asked.temperature > 0 and asked.seed is None):
             return None
         options = asked.model_dump(exclude={"messages", "metadata", "stream", "stream_options"})
         said = [[message["role"], [_normal(part) for part in message["content"]]] for message in chat]

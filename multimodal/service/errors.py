@@ -64,7 +64,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):  # an address or a method that is not there
-        message = f"{error.detail}: there are POST /v1/chat/completions, GET /v1/models and GET /health"
+        message = f"{error.detail}: there are POST /v1/chat/completions, GET /v1/models and what GET /docs lists"
         return ApiError(error.status_code, message, headers=error.headers)
     if isinstance(error, EngineFull):
         headers = {"Retry-After": str(RETRY_AFTER)}

@@ -38,12 +38,13 @@ async def _events(chunks: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[str]
     async with aclosing(chunks):
         try:
             async for chunk in chunks:
-                yield _event(chunk)
+                yield event(chunk)
         except Exception as error:
-            yield _event(as_api_error(error).body())
+            yield event(as_api_error(error).body())
             return
     yield "data: [DONE]\n\n"
 
 
-def _event(said: dict[str, Any]) -> str:
+def event(said: dict[str, Any]) -> str:
+    """One event."""
     return f"data: {json.dumps(said, ensure_ascii=False)}\n\n"

@@ -17,7 +17,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Field, Session, SQLModel, select
 
 from multimodal.store.database import StoreError, open_database
+from multimodal.store.keys import now
 
 FILE, PICTURES = "feedback.sqlite", "pictures"
 EQUAL = "equal"  # a vote: no answer is better than the others
@@ -40,10 +41,6 @@ class Verdict(StrEnum):
     LIKE = "like"
     DISLIKE = "dislike"
     NONE = ""  # nothing, or not any more
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 class Rating(SQLModel, table=True):
@@ -62,7 +59,7 @@ class Rating(SQLModel, table=True):
     """
 
     id: int | None = Field(default=None, primary_key=True)
-    at: datetime = Field(default_factory=_now)
+    at: datetime = Field(default_factory=now)
     question: str
     pictures: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     answer: str
@@ -86,7 +83,7 @@ class Vote(SQLModel, table=True):
     """
 
     id: int | None = Field(default=None, primary_key=True)
-    at: datetime = Field(default_factory=_now)
+    at: datetime = Field(default_factory=now)
     question: str
     pictures: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     answers: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
@@ -112,15 +109,14 @@ class Feedback:
 
     Args:
         folder: Holds the database and the pictures; made when it is not there. None takes :func:`data_folder`.
-        database: URL of another database; pictures stay in the folder.
 
     Raises:
         StoreError: If the database cannot be opened.
     """
 
-    def __init__(self, folder: Path | None = None, *, database: str | None = None) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or data_folder()
-        self._engine = open_database(database or self.folder / FILE)
+        self._engine = open_database(self.folder / FILE)
 
     def rate(self, rating: Rating, pictures: Sequence[Image.Image]) -> None:
         """Keep what was said of an answer.

@@ -11,8 +11,6 @@ where FILE is a database that was migrated to the revisions so far, or a new one
 from __future__ import annotations
 
 import argparse
-import importlib
-import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +19,11 @@ from sqlalchemy import Connection, create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
-import multimodal.store
-from multimodal.store.database import StoreError
+from multimodal.store import StoreError  # and with it every module that has tables
 
 try:
     from alembic import command
+    from alembic.autogenerate import compare_metadata
     from alembic.config import Config
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -35,17 +33,11 @@ except ImportError as error:
 FOLDER = Path(__file__).parent / "migrations"
 
 
-def load_tables() -> None:
-    """Import every module of the store, so that SQLModel knows all tables."""
-    for module in pkgutil.iter_modules(multimodal.store.__path__):
-        if module.name not in ("migrations", "migrate"):
-            importlib.import_module(f"multimodal.store.{module.name}")
-
-
 def migrate(place: str | Path) -> str | None:
     """Bring the tables of a database to what this version needs.
 
-    Tables that are there without a revision were made by ``open_database``, and are taken as they are.
+    Tables that are there without a revision were made by ``open_database``; they are taken as they are if they are
+    those of this version.
 
     Args:
         place: A file for SQLite, or a database URL, as ``open_database`` takes it.
@@ -54,9 +46,9 @@ def migrate(place: str | Path) -> str | None:
         The revision that it has then; None as long as there are no revisions.
 
     Raises:
-        StoreError: If it cannot be opened, or a newer version of this package has changed the tables already.
+        StoreError: If it cannot be opened, or a newer version of this package has changed the tables already, or an
+            older one made them without a revision.
     """
-    load_tables()
     url = str(place) if "://" in str(place) else f"sqlite:///{place}"
     try:
         with _begun(url) as connection:
@@ -75,6 +67,8 @@ def _upgraded(connection: Connection) -> str | None:
         raise StoreError(f"the database has revision {revision}, which is newer than this program: update it")
     there = set(inspect(connection).get_table_names())
     if revision is None and there & set(SQLModel.metadata.tables):
+        if compare_metadata(MigrationContext.configure(connection), SQLModel.metadata):
+            raise StoreError("the tables are another version's, which has not migrated them: do so with that one first")
         command.stamp(config, "head")
     else:
         command.upgrade(config, "head")
@@ -104,7 +98,6 @@ def main() -> None:
     parser.add_argument("--write", metavar="MESSAGE", required=True, help="what changes")
     parser.add_argument("url", help="a database that was migrated to the revisions so far, or a new one")
     options = parser.parse_args()
-    load_tables()
     with _begun(options.url) as connection:
         config = _config(connection)
         command.upgrade(config, "head")

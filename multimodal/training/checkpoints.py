@@ -85,7 +85,9 @@ class ResumableTrainer(Trainer):
                 "FSDP and DeepSpeed shard weights that are trained, of which a fused model has few, and a checkpoint "
                 "holds whole ones: start one process for each GPU with torchrun, without either"
             )
-        if DEFAULT_PROGRESS_CALLBACK is not ProgressCallback:  # in a notebook; it fails where training stops early
+        if (
+            DEFAULT_PROGRESS_CALLBACK is not ProgressCallback and not self.args.disable_tqdm
+        ):  # in a notebook; it fails where training stops early
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
             self.add_callback(ProgressCallback)
         self._gone_on_from: Path | None = None

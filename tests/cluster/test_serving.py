@@ -13,10 +13,11 @@ from fastapi import FastAPI
 pytest.importorskip("ray")
 
 from multimodal.cli import main
-from multimodal.cluster.serving import Replica, ServingSettings, picture_key
+from multimodal.cluster.serving import Replica, ServingSettings, routing_key
 from multimodal.model import MultiModalModel
+from multimodal.store import KeyStore, open_database
 from tests.cluster.conftest import NAME
-from tests.service.conftest import QUESTION, asking
+from tests.service.conftest import QUESTION, Slow, asking
 from tests.training.tiny import draw
 
 LONG = 180  # tokens of an answer that takes a while
@@ -93,27 +94,44 @@ class TestReplica:
             while replica._ending:
                 await asyncio.sleep(0.01)
 
-        asyncio.run(asyncio.wait_for(leave(), 20))
+        with Slow(replica._app.state.answering.model, pause=0.1):  # LONG tokens would take 18 seconds
+            asyncio.run(asyncio.wait_for(leave(), 8))
+
+    def test_keys_and_limits_reach_it(self, endless: Path, tmp_path: Path) -> None:
+        store = str(tmp_path / "store.sqlite")
+        KeyStore(open_database(store)).create("me")
+        settings = ServingSettings(model=str(endless), precision="float32", store=store, limits={"pictures": 1})
+        guarded = Replica(settings)
+        start, *_ = self.post(guarded)
+        assert start["status"] == 401
+        assert guarded._app.state.answering.settings.pictures == 1
 
 
-class TestPictureKey:
+class TestRoutingKey:
     def body(self, *pictures: Any) -> bytes:
         return json.dumps({"model": NAME, "messages": asking(QUESTION, *pictures)}).encode()
 
     def test_is_the_pictures(self) -> None:
         red, blue = draw("red", 0), draw("blue", 0)
-        assert picture_key(self.body(red)) == picture_key(self.body(red, blue)) != picture_key(self.body(blue))
+        assert routing_key(self.body(red)) == routing_key(self.body(red, blue)) != routing_key(self.body(blue))
         later = {"messages": [*asking(QUESTION, red), {"role": "assistant", "content": "a"}, *asking("Why?")]}
-        assert picture_key(json.dumps(later).encode()) == picture_key(self.body(red))
+        assert routing_key(json.dumps(later).encode()) == routing_key(self.body(red))
+
+    def test_is_the_session_s_where_there_is_one(self) -> None:
+        def key(session: str, *pictures: Any) -> str | None:
+            said = {"messages": asking(QUESTION, *pictures), "metadata": {"session_id": session}}
+            return routing_key(json.dumps(said).encode())
+
+        assert key("a", draw("red", 0)) == key("a") != key("b") and key("a") is not None
 
     @pytest.mark.parametrize(
         "body", [b"", b"{", b"[]", b'{"messages": 3}', b'{"messages": [{"content": [3]}]}', b'{"messages": [{}]}']
     )
     def test_is_none_of_what_is_no_chat(self, body: bytes) -> None:
-        assert picture_key(body) is None
+        assert routing_key(body) is None
 
     def test_is_none_without_a_picture(self) -> None:
-        assert picture_key(self.body()) is None
+        assert routing_key(self.body()) is None
 
 
 def test_addresses_that_others_reach_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
