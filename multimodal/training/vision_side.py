@@ -40,6 +40,7 @@ from multimodal.training.checkpoints import (
     save_trained,
     write_text,
 )
+from multimodal.training.folding import folded
 from multimodal.training.picture_set import UNKNOWN, PictureOrder, PictureSet, collate, known_layouts
 from multimodal.training.pictures import Pictures
 from multimodal.training.processes import is_main, rows_of_a_process, totals, wait_for_all, world_size
@@ -84,6 +85,7 @@ class VisionSide(nn.Module):
         head: The head.
         settings: How they are trained.
         num_labels: ``B``, how many things have boxes.
+        mixed: Run the encoder's stages in bfloat16, on weights in float32.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class VisionSide(nn.Module):
         settings: VisionSettings,
         *,
         num_labels: int = 0,
+        mixed: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.resampler, self.head, self.settings = encoder, resampler, head, settings
@@ -101,7 +104,7 @@ class VisionSide(nn.Module):
         if self.layout is not None:
             nn.init.zeros_(self.layout.weight)
             nn.init.constant_(self.layout.bias, -4.0)  # most cells hold few of the things: start from a share of 2 %
-        self.start = len(encoder.stages()) - settings.stages
+        self.start, self.mixed = len(encoder.stages()) - settings.stages, mixed
 
     def forward(
         self,
@@ -124,7 +127,7 @@ class VisionSide(nn.Module):
             rows: As for the head.
             layouts: ``(N, R, B)``, the share of each cell that a thing's boxes cover; below 0 where nobody knows.
         """
-        with torch.autocast(states.device.type, torch.bfloat16, enabled=states.is_cuda):
+        with torch.autocast(states.device.type, torch.bfloat16, enabled=self.mixed):
             features, grid = as_grid(self.encoder.run_stages(states, self.start), self.encoder.config.name)
         features = features.float()
         regions, maps = self.resampler(features, grid, output_attentions=True)  # (N, L, D), (N, L, R)
@@ -227,7 +230,8 @@ def train_vision(
     """
     encoder, resampler = model.model.vision_encoder.float(), model.model.resampler.float()
     model.requires_grad_(False)
-    for module in [*(module for stage in encoder.stages()[-settings.stages :] for module in stage), resampler]:
+    opened = [module for stage in encoder.stages()[-settings.stages :] for module in stage]
+    for module in [*opened, resampler]:
         module.requires_grad_(True)
     model.config.trainable_vision_stages = max(model.config.trainable_vision_stages, settings.stages)
     finished = output / "vision.safetensors"
@@ -242,7 +246,8 @@ def train_vision(
         hidden_size=model.config.resampler_hidden_size,
         num_answers=len(dataset.answers),
     )
-    side = VisionSide(encoder, resampler, head, settings, num_labels=len(dataset.labels))
+    mixed = model.lm_head.weight.dtype == torch.bfloat16
+    side = VisionSide(encoder, resampler, head, settings, num_labels=len(dataset.labels), mixed=mixed)
     stop = CheckpointOnInterrupt()
     trainer = VisionTrainer(
         model=side,
@@ -265,29 +270,30 @@ def train_vision(
         data_collator=collate,
         callbacks=[stop],
     )
-    if finished.exists():
-        load_trained(side, finished)
-    else:
-        if last is not None and trainer.steps_left(last) <= 0:
-            load_trained(side, last / SAFE_WEIGHTS_NAME)
+    with folded(opened):
+        if finished.exists():
+            load_trained(side, finished)
         else:
+            if last is not None and trainer.steps_left(last) <= 0:
+                load_trained(side, last / SAFE_WEIGHTS_NAME)
+            else:
+                if is_main():
+                    remove_incomplete(checkpoints)
+                with stop:
+                    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+                if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+                    step = trainer.state.global_step
+                    raise KeyboardInterrupt(
+                        f"the vision side stopped after step {step}: the same command goes on from there"
+                    )
             if is_main():
-                remove_incomplete(checkpoints)
-            with stop:
-                trainer.train(resume_from_checkpoint=None if last is None else str(last))
-            if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-                step = trainer.state.global_step
-                raise KeyboardInterrupt(
-                    f"the vision side stopped after step {step}: the same command goes on from there"
-                )
-        if is_main():
-            save_trained(side, finished)
-        wait_for_all()
-    scores: dict[str, tuple[int, float]] = {}
-    for name, held_out in (validation or {}).items():
-        assert validation_pictures is not None
-        questions = PictureSet(held_out, validation_pictures, like=dataset, grid=grid, questions=None, seed=0)
-        scores[name] = _accuracy(side, questions)
+                save_trained(side, finished)
+            wait_for_all()
+        scores: dict[str, tuple[int, float]] = {}
+        for name, held_out in (validation or {}).items():
+            assert validation_pictures is not None
+            questions = PictureSet(held_out, validation_pictures, like=dataset, grid=grid, questions=None, seed=0)
+            scores[name] = _accuracy(side, questions)
     model.requires_grad_(False)
     return scores
 
