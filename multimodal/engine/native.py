@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-from multimodal.engine import weights
+from multimodal.engine import memory, weights
 from multimodal.engine.build import Built, state
 from multimodal.engine.runner import Block, Layer, Packed, Row, TorchRunner
 from multimodal.engine.weights import GateWeights, block_weights, rotary_tables, touches_decoder
@@ -36,6 +36,7 @@ KINDS: dict[Precision, int] = {"int8": 0, "int4": 1, "bfloat16": 2}
 TILE = 16  # outputs of a tile
 INPUTS = 64  # inputs are padded to a multiple of it
 GROUP = 32  # inputs that share a step and a minimum in int4
+PIECE = 4096  # outputs of the head that are packed at a time: whole tiles
 SHORT = 48  # tokens of a piece of a prompt up to which steps are sooner done than unpacked matrices
 VERSION = 3
 
@@ -215,17 +216,24 @@ def pack_tiles(
     return Tiles(code, kind, tiles, scales, input_weight, inputs, outputs, {} if scratch is None else scratch)
 
 
+def _joined(pieces: Sequence[Tiles]) -> Tiles:
+    """Matrices below each other, of which all but the last fill their tiles, as one."""
+    scales = [piece.scales for piece in pieces if piece.scales is not None]
+    return replace(
+        pieces[0],
+        tiles=torch.cat([piece.tiles for piece in pieces]),
+        scales=torch.cat(scales) if scales else None,
+        outputs=sum(piece.outputs for piece in pieces),
+    )
+
+
 def _pack_bfloat16(code: ctypes.CDLL, weight: torch.Tensor, woven: bool) -> tuple[torch.Tensor, None]:
     return _laid_out(weight.bfloat16(), 2 if woven else 1), None
 
 
 def _pack_int8(code: ctypes.CDLL, weight: torch.Tensor, woven: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    scales, codes = torch.empty(len(weight)), torch.empty(weight.shape, dtype=torch.uint8)
-    for some in torch.arange(len(weight)).split(2048):  # the head is large: no second float32 copy of it at a time
-        part = weight[some[0] : some[-1] + 1]
-        scale = part.abs().amax(1).clamp_min(1e-8) / 127
-        scales[some] = scale
-        codes[some[0] : some[-1] + 1] = (part / scale[:, None]).round_().add_(128).to(torch.uint8)
+    scales = weight.abs().amax(1).clamp_min(1e-8) / 127
+    codes = (weight / scales[:, None]).round_().add_(128).to(torch.uint8)
     return _laid_out(codes, 4 if woven else 1), scales
 
 
@@ -329,21 +337,28 @@ class NativeRunner(TorchRunner):
         """The weights with an adapter; the decoder's own are shared where it leaves them alone."""
         if adapter not in self._packed:
             base = None if adapter is None or touches_decoder(self.model, adapter) else self.packed(None)
-            head_kind: Precision = "bfloat16" if self.precision == "bfloat16" else "int8"
-            inner: Any = self.model.model.language_model
             self._packed[adapter] = Packed(
                 layers=[self._layer(i, adapter) for i in range(self.layer_count)] if base is None else base.layers,
                 blocks=[self._block_weights(i, adapter) for i in range(len(self.block_at))],
-                head=self._tiles(_matrix(adapter, self.model.lm_head), _of(inner.norm), head_kind)
-                if base is None
-                else base.head,
+                head=self._head(adapter) if base is None else base.head,
             )
         return self._packed[adapter]
+
+    def _head(self, adapter: str | None) -> Tiles:
+        """In pieces: in float32, all of it would be the largest thing in memory."""
+        inner: Any = self.model.model.language_model
+        kind: Precision = "bfloat16" if self.precision == "bfloat16" else "int8"
+        pieces = (slice(start, start + PIECE) for start in range(0, len(self.embedding), PIECE))
+        packed = [
+            self._tiles(weights.matrix(self.model.lm_head, adapter, rows), _of(inner.norm), kind) for rows in pieces
+        ]
+        memory.give_back()
+        return _joined(packed)
 
     def _layer(self, index: int, adapter: str | None) -> Layer:
         layer: Any = self.model.model.language_model.layers[index]
         attention, mlp = layer.self_attn, layer.mlp
-        return Layer(
+        packed = Layer(
             self._tiles(
                 _matrix(adapter, attention.q_proj, attention.k_proj, attention.v_proj), _of(layer.input_layernorm)
             ),
@@ -351,11 +366,13 @@ class NativeRunner(TorchRunner):
             self._pack_gate_up(mlp, _of(layer.post_attention_layernorm), adapter),
             self._pack_down(_matrix(adapter, mlp.down_proj)),
         )
+        memory.give_back(layer.parameters())  # only traces and `generate` read them again
+        return packed
 
     def _block_weights(self, index: int, adapter: str | None) -> Block:
         block: Any = self.model.model.cross_attention_blocks[index]
         found = block_weights(self.model, index, adapter)  # of which the openings are in what follows
-        return Block(
+        packed = Block(
             self._tiles(_matrix(adapter, block.attention.q_proj), _of(block.attention_norm)),
             self._tiles(found.o),
             self._pack_gate_up(block.feed_forward, _of(block.feed_forward_norm), adapter),
@@ -363,6 +380,8 @@ class NativeRunner(TorchRunner):
             found.attention_gate,
             found.feed_forward_gate,
         )
+        memory.give_back(block.feed_forward.parameters())
+        return packed
 
     def _pack_gate_up(self, feed_forward: Any, norm: torch.Tensor, adapter: str | None) -> Tiles:
         """Gate and up projection below each other, each padded to whole tiles."""

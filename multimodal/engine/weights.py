@@ -157,11 +157,11 @@ def _gate(gate: TanhGate, norm: torch.Tensor, adapter: str | None) -> GateWeight
     return GateWeights(matrix(gate.token_weight, adapter)[0] * norm, _float(bias))
 
 
-def matrix(linear: Any, adapter: str | None) -> torch.Tensor:
-    """A linear layer's matrix in float32, the adapter's low-rank product added to it."""
-    weight = _float(getattr(linear, "base_layer", linear).weight)
+def matrix(linear: Any, adapter: str | None, rows: slice = slice(None)) -> torch.Tensor:
+    """Some rows of a linear layer's matrix in float32, the adapter's low-rank product added to them."""
+    weight = _float(getattr(linear, "base_layer", linear).weight[rows])
     if adapter in getattr(linear, "lora_A", {}):
-        product = _float(linear.lora_B[adapter].weight) @ _float(linear.lora_A[adapter].weight)
+        product = _float(linear.lora_B[adapter].weight[rows]) @ _float(linear.lora_A[adapter].weight)
         weight = weight + linear.scaling[adapter] * product
     return weight
 

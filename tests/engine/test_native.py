@@ -284,6 +284,15 @@ class TestPacking:
         found = pack_tiles(library(path), torch.full((16, 64), value), precision).matrix(torch.float32)
         assert_close(found, torch.full((16, 64), value), limit=1e-6 + abs(value) * 0.005)
 
+    @pytest.mark.parametrize("precision", KINDS)
+    def test_head_is_packed_in_pieces(self, path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = tiny_model(text=text_config(vocab_size=120))
+        whole: Any = native(model, precision, path).packed(None).head
+        monkeypatch.setattr("multimodal.engine.native.PIECE", 32)
+        joined: Any = native(model, precision, path).packed(None).head
+        assert joined.outputs == whole.outputs == 120
+        assert torch.equal(joined.matrix(torch.float32), whole.matrix(torch.float32))
+
     def test_bytes(self, path: Path) -> None:
         """On matrices large enough that padding does not count."""
         model = tiny_model(text=text_config(hidden_size=256, intermediate_size=512, vocab_size=128))
