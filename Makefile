@@ -73,6 +73,7 @@ bench: $(READY)
 
 bench-training: $(READY)
 	@$(PY) -m benchmarks.prefix
+	@$(PY) -m benchmarks.stages
 
 lint: $(READY)
 	.venv/bin/ruff check .
