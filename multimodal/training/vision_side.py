@@ -191,7 +191,7 @@ class VisionTrainer(ResumableTrainer):
                 "lr": settings.encoder_learning_rate,
             },
         ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.02)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.02, fused=True)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
