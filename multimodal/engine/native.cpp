@@ -29,6 +29,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -64,6 +65,7 @@ using bfloat16 = uint16_t;  // its bits
 constexpr int kRows = 32;   // rows that one pass over the weights serves
 constexpr int kBlock = 8;   // rows that a kernel takes at a time, while a tile's weights are at hand
 constexpr int kTile = 16;   // outputs of a tile
+constexpr int kAmxRows = 4; // rows from which on AMX is faster
 constexpr int kInputs = 64; // inputs are padded to a multiple of it; group of int8 activations
 constexpr int kGroup = 32;  // group of int4 weights
 
@@ -197,6 +199,7 @@ struct Activations {
   Buffer<int32_t> sums;    // (B, groups): sum of the codes
   Buffer<bfloat16> halves; // values in bfloat16
   Buffer<float> scores;    // attention scores of one key/value head
+  bool with_amx = false;   // its registers are set up
 };
 
 // A phase is a number of tiles that threads claim one by one. It is over when all are done, so whatever a thread
@@ -248,6 +251,16 @@ int64_t largest_qkv(const Model& model) {
   return most;
 }
 
+// AMX is there, and the kernel lets this process use it.
+bool may_use_amx() {
+#ifdef WITH_AMX
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 // All that a step writes to, but for the cache and the logits.
 struct Workspace {
   Workspace(const Model& model, int64_t threads)
@@ -270,6 +283,7 @@ struct Workspace {
   float attention_weight[kRows], feed_forward_weight[kRows];  // of a block's dynamic gates
   std::vector<Phase> phases;
   std::vector<Activations> activations;  // one for each thread
+  bool with_amx = may_use_amx();
 };
 
 // ---- activations
@@ -461,6 +475,60 @@ void bfloat16_tile(const Linear& linear, int64_t tile, const Activations& x, int
 }
 #endif
 
+#ifdef WITH_AMX
+// AMX registers of 16 rows of 64 bytes; what another library had set is put back, for it may count on it.
+class TileRegisters {
+ public:
+  explicit TileRegisters(int first_rows = 16) {  // of registers 0 and 1
+    _tile_storeconfig(&before_);
+    Shape ours;
+    ours.palette = 1;
+    for (int i = 0; i < 8; i++) ours.row_bytes[i] = 64, ours.rows[i] = i < 2 ? first_rows : 16;
+    _tile_loadconfig(&ours);
+  }
+  ~TileRegisters() {
+    if (before_.palette)
+      _tile_loadconfig(&before_);
+    else
+      _tile_release();
+  }
+
+ private:
+  struct alignas(64) Shape {
+    uint8_t palette = 0, start = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  } before_;
+};
+
+// As int8_tile, sum for sum, for up to 16 rows; the registers are set up.
+template <int ROWS>
+void int8_amx_tile(const Linear& linear, int64_t tile, const Activations& x, int first, float* out) {
+  const uint8_t* codes = linear.tiles + tile * linear.inputs * kTile;
+  const int64_t stride = x.codes[1] - x.codes[0];
+  alignas(64) int32_t sums[kTile * kTile] = {};
+  __m512 total[ROWS];
+  for (int m = 0; m < ROWS; m++) total[m] = _mm512_setzero_ps();
+  for (int64_t g = 0; g < linear.inputs / kInputs; g++, codes += kInputs * kTile) {
+    for (int i = 0; i < kInputs / 4; i++)
+      _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + 4096), _MM_HINT_T0);
+    _tile_zero(0);
+    _tile_loadd(1, x.codes[first] + g * kInputs, stride);
+    _tile_loadd(2, codes, 64);
+    _tile_dpbsud(0, 1, 2);
+    _tile_stored(0, sums, 64);
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; m++) {
+      const __m512i offset = _mm512_set1_epi32(128 * x.sums[first + m][g]);  // the codes' offset
+      const __m512i sum = _mm512_sub_epi32(_mm512_load_si512(sums + m * kTile), offset);
+      total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(x.scales[first + m][g]), total[m]);
+    }
+  }
+  const __m512 scales = _mm512_loadu_ps(static_cast<const float*>(linear.scales) + tile * kTile);
+  for (int m = 0; m < ROWS; m++) _mm512_storeu_ps(out + m * kTile, _mm512_mul_ps(total[m], scales));
+}
+#endif
+
 bool interleaved([[maybe_unused]] int64_t kind) {
 #ifdef WITH_BF16
   if (kind == kBfloat16) return true;
@@ -486,6 +554,18 @@ bool interleaved([[maybe_unused]] int64_t kind) {
   return;
 
 void multiply_tile(const Linear& linear, int64_t tile, const Activations& x, int rows, float* out) {
+#ifdef WITH_AMX
+  if (linear.kind == kInt8 && x.with_amx && rows >= kAmxRows) {
+    for (int first = 0; first < rows; first += kTile, out += kTile * kTile)
+      switch (std::min((rows - first + 3) / 4, 4)) {
+        case 1: int8_amx_tile<4>(linear, tile, x, first, out); break;
+        case 2: int8_amx_tile<8>(linear, tile, x, first, out); break;
+        case 3: int8_amx_tile<12>(linear, tile, x, first, out); break;
+        default: int8_amx_tile<kTile>(linear, tile, x, first, out);
+      }
+    return;
+  }
+#endif
 #ifdef WITH_VNNI
   if (linear.kind == kInt8) {
     FOR_ROWS(int8_tile)
@@ -802,31 +882,6 @@ void widen_tile(const Linear& linear, int64_t tile, bfloat16* out) {
   }
 }
 
-// The registers' shape; what another library had set is put back, for it may count on it.
-class TileRegisters {
- public:
-  TileRegisters() {
-    _tile_storeconfig(&before_);
-    Shape ours;
-    ours.palette = 1;
-    for (int i = 0; i < 8; i++) ours.row_bytes[i] = 64, ours.rows[i] = 16;
-    _tile_loadconfig(&ours);
-  }
-  ~TileRegisters() {
-    if (before_.palette)
-      _tile_loadconfig(&before_);
-    else
-      _tile_release();
-  }
-
- private:
-  struct alignas(64) Shape {
-    uint8_t palette = 0, start = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } before_;
-};
-
 // 32 outputs (tiles `tile` and the next) of all rows. `x` (rows, inputs) in bfloat16, rows a multiple of 32.
 void amx_pair(const Linear& linear, int64_t tile, const bfloat16* x, int64_t rows, bfloat16* wide, bfloat16* out) {
   const int64_t inputs = linear.inputs;
@@ -973,7 +1028,7 @@ void fit_group(const float* values, float* best_step, float* best_minimum) {
 
 extern "C" {
 
-int64_t multimodal_version() { return 3; }
+int64_t multimodal_version() { return 4; }
 
 // Whether tiles of a kind are interleaved.
 int64_t multimodal_interleaved(int64_t kind) { return interleaved(kind); }
@@ -1003,6 +1058,10 @@ void multimodal_step(const Model* model, void* workspace, const Row* rows, int64
 #else
       const int thread = 0;
 #endif
+#ifdef WITH_AMX
+      std::optional<TileRegisters> registers;
+      if ((space.activations[thread].with_amx = space.with_amx && now >= kAmxRows)) registers.emplace(std::min(now, kTile));
+#endif
       Pass(*model, space, space.activations[thread], rows + start, now).forward(to, stride, first);
     }
   }
@@ -1021,15 +1080,8 @@ void multimodal_unpack(const Linear* linear, void* out, int64_t is_float, int64_
   }
 }
 
-// Whether multimodal_linear is there: AMX, and the kernel lets this process use it.
-int64_t multimodal_has_linear() {
-#ifdef WITH_AMX
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return 0;
-#endif
-}
+// Whether multimodal_linear is there.
+int64_t multimodal_has_linear() { return may_use_amx(); }
 
 // Many tokens through a matrix: `x` (rows, width) to `out` (rows, outputs), both bfloat16; width at most its inputs.
 void multimodal_linear(const Linear* linear, const void* x, int64_t rows, int64_t width, void* out, int64_t threads) {

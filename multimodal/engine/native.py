@@ -38,7 +38,7 @@ INPUTS = 64  # inputs are padded to a multiple of it
 GROUP = 32  # inputs that share a step and a minimum in int4
 PIECE = 4096  # outputs of the head that are packed at a time: whole tiles
 SHORT = 48  # tokens of a piece of a prompt up to which steps are sooner done than unpacked matrices
-VERSION = 3
+VERSION = 4
 
 
 class _CLinear(ctypes.Structure):
