@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 # M. Okabe and K. Ito, "Color universal design", 2008: told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DOTS_PER_INCH = 110
-NUMBER = re.compile(r"[-+]?[\d.,]+( ?%)?$")
+NUMBER = re.compile(r"([-+]?[\d.,]+( ?%)?|\N{EN DASH})$")  # a dash stands for a number that there is not
 # Right answers about the sample pictures, for who has no data set: what we drew, and what the headers of scans say.
 SAMPLE_QUESTIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "slake": {
@@ -118,6 +118,7 @@ def task_of(name: str, folder: Path) -> str:
     many = len({picture for picture, _, _ in asked})
     print(f"Data: {len(asked)} questions about {many} sample pictures, since the data set {name} is not here.")
     print("They show how it works. They are far too few to decide anything.")
+    print(f"To use it, let {DATA} name the folder that holds {name}/: notebooks/README.md says where it comes from.")
     return write_questions(folder / f"sample-{name}.jsonl", asked)
 
 

@@ -196,7 +196,7 @@ def test_what_is_shown_has_words_and_no_picture_of_others(tmp_path: Path) -> Non
         "import matplotlib.pyplot as plt\nshow(plt.figure(), 'Nothing.')",
         "show(picture, 'A scan.', source='SLAKE')",
         "show(plt.figure(), 'A plot of scans.', source='SLAKE')",
-        "table([{'name': 'a', 'share': '12 %'}, {'name': 'b', 'share': '7 %'}], caption='Shares')",
+        "table([{'name': 'a', 'share': '12 %'}, {'name': 'b', 'share': '\u2013'}], caption='Shares')",
         "import warnings\nwith quiet():\n    print('chatter')\n    warnings.warn('chatter')",
     )
     _, square, plot, scan, plot_of_scans, shares, chatter = (
@@ -207,7 +207,7 @@ def test_what_is_shown_has_words_and_no_picture_of_others(tmp_path: Path) -> Non
     assert len(scan) == len(plot_of_scans) == 1
     assert all(set(data) == {"text/markdown"} and "SLAKE" in data["text/markdown"] for data in (*scan, *plot_of_scans))
     assert '<td style="text-align: left">a</td><td style="text-align: right">12 %</td>' in shares[0]["text/html"]
-    assert shares[0]["text/plain"] == "Shares\nname\tshare\na\t12 %\nb\t7 %"
+    assert shares[0]["text/plain"] == "Shares\nname\tshare\na\t12 %\nb\t\u2013"
     assert chatter == []
     assert execute.faults(path) == []
 
@@ -218,7 +218,8 @@ def test_without_a_data_set_the_sample_pictures_are_asked_about(
 ) -> None:
     monkeypatch.setenv("MULTIMODAL_DATA", "none")
     samples = read(task_of(name, tmp_path))
-    assert f"Data: {len(samples)} questions" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"Data: {len(samples)} questions" in told and "MULTIMODAL_DATA" in told
     assert all(sample.answer and sample.images[0].is_file() for sample in samples)
 
 
