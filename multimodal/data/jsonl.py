@@ -13,6 +13,10 @@ or in a list at the top level, as TRL and LLaMA-Factory have it, with or without
     {"messages": [{"role": "user", "content": "<image>What is abnormal?"},
                   {"role": "assistant", "content": "Cardiomegaly"}], "images": ["xray.png"]}
 
+or with question and answer at the top level, as in a table:
+
+    {"image": "xray.png", "question": "What is abnormal?", "answer": "Cardiomegaly"}
+
 Whatever else a line says at its top level, and a system message, is kept in `Sample.meta`. What a `Sample` can't hold
 (a second turn, text between two pictures, a part that is neither text nor picture) is an error, never left out.
 """
@@ -27,6 +31,7 @@ from multimodal.data.sample import DataError, RowError, Sample, local_picture, r
 PLACEHOLDER = "<image>"
 PICTURE_KEYS = ("image", "path", "url", "image_url")
 READ_KEYS = ("messages", "images", "image", "id")
+ROLES = {"question": "user", "answer": "assistant"}  # of a line without messages
 EXAMPLE = (
     '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}], "images": ["..."]}'
 )
@@ -81,6 +86,9 @@ def parsed(content: str) -> dict[str, Any]:
 
 def sample_of(record: dict[str, Any], *, folder: Path, default_id: str) -> Sample:
     """Makes a sample of one line."""
+    if "messages" not in record and all(key in record for key in ROLES):
+        messages = [{"role": role, "content": record[key]} for key, role in ROLES.items()]
+        record = {**{key: value for key, value in record.items() if key not in ROLES}, "messages": messages}
     system, user, assistant = turns(record)
     question, placed = text_and_pictures(user)
     answer = text_only(assistant)

@@ -49,6 +49,8 @@ def write(folder: Path, *lines: Any) -> Path:
         (line_of("<image>What?", images=["a.png"]), ["a.png"]),
         (line_of("<image><image>\nWhat?", images=["a.png", "shots/b.png"]), ["a.png", "b.png"]),
         (line_of(parts("<image>What?"), images=["a.png"]), ["a.png"]),
+        ({"image": "a.png", "question": "What?", "answer": "Cardiomegaly"}, ["a.png"]),
+        ({"images": ["a.png", "shots/b.png"], "question": "What?", "answer": "Cardiomegaly"}, ["a.png", "b.png"]),
         (line_of("What?"), []),
         (line_of("What?", images=None), []),
         (line_of("What?", parts("Cardiomegaly")), []),
@@ -67,6 +69,13 @@ def test_what_else_a_line_says_is_kept(folder: Path) -> None:
     (sample,) = read_jsonl(write(folder, line))
     assert sample.id == "q1"
     assert sample.meta == {"language": "zh", "boxes": "[[1, 2, 3, 4]]", "system": "You are a radiologist."}
+
+
+def test_a_line_without_messages_keeps_the_rest(folder: Path) -> None:
+    line = {"question": "What?", "answer": "Cardiomegaly", "language": "en"}
+    flat, both = read_jsonl(write(folder, line, line_of("What is it?", question="another", answer="one")))
+    assert flat.meta == {"language": "en"}
+    assert both.question == "What is it?" and both.meta == {"question": "another", "answer": "one"}
 
 
 def test_text_is_kept_as_it_is(folder: Path) -> None:
@@ -93,6 +102,8 @@ BAD = [
     ('{"messages": [', r"broken JSON: .* \(column \d+\)\. Write one JSON object a line"),
     ("[]", "should be an object, not list"),
     ({"prompt": "What?"}, r"no list of 'messages' among the keys \['prompt'\]\. Write the line like"),
+    ({"question": "What?"}, r"no list of 'messages' among the keys \['question'\]"),
+    ({"question": "What?", "answer": None}, "the assistant's message has no 'content'"),
     ({"messages": "What?"}, "no list of 'messages'"),
     ({"messages": []}, "found nothing"),
     ({"messages": line_of("a")["messages"][:1]}, r"found user\. Write one line for each question"),
