@@ -75,7 +75,7 @@ def test_a_line_without_messages_keeps_the_rest(folder: Path) -> None:
     line = {"question": "What?", "answer": "Cardiomegaly", "language": "en"}
     flat, both = read_jsonl(write(folder, line, line_of("What is it?", question="another", answer="one")))
     assert flat.meta == {"language": "en"}
-    assert both.question == "What is it?" and both.meta == {"question": "another", "answer": "one"}
+    assert (both.question, both.answer, both.meta) == ("What is it?", "one", {"question": "another"})
 
 
 def test_text_is_kept_as_it_is(folder: Path) -> None:
