@@ -38,7 +38,7 @@ from multimodal.store import open_database
 import ray
 from ray import exceptions, serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util import list_named_actors
 
@@ -165,8 +165,8 @@ class Router:
         """The messages of a replica's response.
 
         Raises:
-            ApiError: 429 if too many wait; 503 if replicas died: after the first message the one that answered, before
-                it as many as were tried.
+            ApiError: 429 if too many wait; 503 if no replica starts, or replicas died: after the first message the one
+                that answered, before it as many as were tried.
         """
         key = routing_key(body)
         for tried in range(1, TRIES + 1):
@@ -189,6 +189,9 @@ class Router:
                 headers = {"Retry-After": "1"}
                 message = "as many requests as may wait do so already: ask again in a moment"
                 raise ApiError(429, message, code="rate_limit_exceeded", headers=headers) from None
+            except DeploymentUnavailableError:
+                message = "no replica is there, and none starts: ask again when the service is mended"
+                raise ApiError(503, message, code="no_replica") from None
             except exceptions.RayActorError as error:
                 log.warning("a replica died while it answered (try %d): %s", tried, type(error).__name__)
                 if begun or tried == TRIES:
@@ -266,9 +269,10 @@ def build(settings: ServingSettings) -> serve.Application:
         Router,
         name="Router",
         max_ongoing_requests=ONGOING * MOST_REPLICAS,
-        graceful_shutdown_timeout_s=limits.grace_seconds,
         ray_actor_options={"num_cpus": 0},
-        max_surge_percent=100,  # an update stops it when the next one is there: it takes no core
+        # An update stops it when the next one is there, and lets it wait for its last answer: it takes no core.
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=limits.queue_seconds + limits.answer_seconds,
     )
     return router.bind(replica.bind(settings))
 

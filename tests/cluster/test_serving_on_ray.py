@@ -218,11 +218,11 @@ def test_new_weights_are_rolled_out_under_load(
                 began = time.monotonic()
                 options: Any = {"model": NAME, "messages": asking(QUESTION, pictures[number]), "max_tokens": 50}
                 if len(said) % 2:
-                    chunks = list(client.chat.completions.create(**options, stream=True))
+                    chunks: list[Any] = list(client.chat.completions.create(**options, stream=True))
                     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
                     fingerprint = chunks[0].system_fingerprint
                 else:
-                    whole = client.chat.completions.create(**options)
+                    whole: Any = client.chat.completions.create(**options)
                     text, fingerprint = whole.choices[0].message.content, whole.system_fingerprint
                 assert text == expected[fingerprint][number]
                 said.append((began, fingerprint))
