@@ -212,7 +212,7 @@ def test_new_weights_are_rolled_out_under_load(
 
     def load(number: int, url: str) -> list[tuple[float, str]]:
         """When requests began, and the fingerprint of the weights that answered."""
-        said = []
+        said: list[tuple[float, str]] = []
         with client_of(url).with_options(timeout=300) as client:
             while not over.is_set():
                 began = time.monotonic()

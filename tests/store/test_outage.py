@@ -127,7 +127,7 @@ def test_for_ten_seconds_under_load(model: MultiModalModel, server: Postgres, ur
 
     def load(number: int) -> list[tuple[float, float, bool]]:
         """When requests began and ended, and whether they were answered; anything but a 503 is raised."""
-        said = []
+        said: list[tuple[float, float, bool]] = []
         while not over.is_set():
             began, answered = time.monotonic(), True
             try:
