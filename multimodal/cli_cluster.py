@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, quiet
+from multimodal.presets import PRESETS
 
 
 def add_batch(command: Any) -> None:
@@ -44,6 +45,11 @@ def add_ray(serve: argparse.ArgumentParser) -> None:
         help="how many models answer; auto for as many as waiting requests need (default: 1)",
     )
     add_resources(cluster)
+    cluster.add_argument(
+        "--update",
+        action="store_true",
+        help="replace what the cluster's service serves by what this command says, replica by replica, and return",
+    )
 
 
 def _replicas(text: str) -> int | str:
@@ -110,21 +116,30 @@ def serve_on_ray(options: argparse.Namespace, limits: Mapping[str, Any]) -> int:
     except ImportError as error:  # it says what to install
         raise RuntimeError(str(error)) from None
     settings = serving.ServingSettings(
-        model=options.model,
+        model=_model_everywhere(options.model),
+        name=options.name,
         adapters=[str(folder.resolve()) for folder in options.adapter],
         precision=options.precision,
         replicas=options.replicas,
         num_cpus=options.num_cpus,
         num_gpus=options.num_gpus,
-        store=_same_everywhere(options.store),
+        store=_store_everywhere(options.store),
         limits=dict(limits),
     )
-    serving.serve_on_ray(settings, host=options.host, port=options.port)
+    if options.update:
+        serving.update_on_ray(settings)
+    else:
+        serving.serve_on_ray(settings, host=options.host, port=options.port)
     return 0
 
 
-def _same_everywhere(store: str | None) -> str | None:
-    """A store's file by its whole path: replicas have working directories of their own."""
+def _model_everywhere(model: str) -> str:
+    """A model's folder by its whole path: replicas have working directories of their own."""
+    return str(Path(model).resolve()) if model not in PRESETS and Path(model).is_dir() else model
+
+
+def _store_everywhere(store: str | None) -> str | None:
+    """A store's file, likewise."""
     return store if store is None or "://" in store else str(Path(store).resolve())
 
 

@@ -20,6 +20,7 @@ def add_serve(command: Any) -> None:
     """Add ``serve`` to the commands."""
     serve = command("serve", "serve a model to programs, as OpenAI's endpoint does")
     serve.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
+    serve.add_argument("--name", help="what callers call the model (default: as its folder is called)")
     serve.add_argument(
         "--adapter",
         action="append",
@@ -108,6 +109,8 @@ def _serve(options: argparse.Namespace) -> int:
         "cached_answers": options.cache_answers,
         "keep_days": options.keep_days,
     }
+    if options.update and not options.ray:
+        raise ValueError("--update is for a service on a cluster: give --ray, too")
     if options.ray:
         return serve_on_ray(options, limits)
     database = None if options.store is None else _open(options.store)
@@ -122,7 +125,7 @@ def _serve(options: argparse.Namespace) -> int:
         model.load_adapter(folder)
     serve(
         model,
-        name=model.name,
+        name=options.name or model.name,
         host=options.host,
         port=options.port,
         settings=ServiceSettings(**limits),

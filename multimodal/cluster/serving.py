@@ -4,6 +4,7 @@ A router takes each request and hands it to the replica that its picture belongs
 picture's digest, and to the next one where that is busy. A replica runs the application itself, untouched: what it
 says is what one process says. What always holds: a request whose replica dies before it said anything is given to
 another one; a stream that had begun ends with an event that says so; and a caller who leaves ends what was asked.
+An update replaces replica by replica: those that go finish what they have begun, and nobody is refused meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sqlalchemy import Engine
 from starlette.requests import ClientDisconnect, Request
 
 from multimodal.cluster.connection import connected  # first: it says how Ray is to be imported
-from multimodal.model import MultiModalModel
+from multimodal.model import MultiModalModel, is_fused
 from multimodal.service import ServiceSettings, check_address, create_app
 from multimodal.service.app import GONE
 from multimodal.service.bodies import read_body
@@ -34,9 +35,10 @@ from multimodal.service.events import event
 from multimodal.store import open_database
 
 # isort: split
+import ray
 from ray import exceptions, serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util import list_named_actors
 
@@ -46,6 +48,7 @@ SLOTS = 8  # answers that a replica writes at once
 ONGOING = 2 * SLOTS  # requests of a replica; with so many it is busy
 MOST_REPLICAS = 1000
 MOST_BODY = 128 * 2**20  # bytes: the application has a limit of its own, below this one
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # Ray's name for it
 SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client", "server")
 
@@ -58,6 +61,7 @@ class ServingSettings(BaseModel, extra="forbid"):
 
     Attributes:
         model: ``"embedded"``, or a folder or hub id, the same on every machine.
+        name: What callers call it, however its folder is called: they notice no update; None for that of its folder.
         adapters: Folders of adapters, likewise.
         precision: As :class:`~multimodal.model.MultiModalModel` takes it.
         replicas: How many models answer; ``"auto"`` for as many as the waiting requests need.
@@ -69,6 +73,7 @@ class ServingSettings(BaseModel, extra="forbid"):
     """
 
     model: str = "embedded"
+    name: str | None = None
     adapters: list[str] = []
     precision: str = "auto"
     replicas: int | Literal["auto"] = 1
@@ -76,6 +81,11 @@ class ServingSettings(BaseModel, extra="forbid"):
     num_gpus: float = 0
     store: str | None = None
     limits: dict[str, Any] = {}
+
+    @property
+    def called(self) -> str:
+        """What callers call the model."""
+        return self.name or Path(self.model).name
 
     def database(self) -> Engine | None:
         """The store, opened."""
@@ -91,7 +101,7 @@ class Replica:
             model.load_adapter(folder)
         model.engine.runner.prepare()  # with the loading, not with somebody's first question
         limits = ServiceSettings(**settings.limits)
-        self._app = create_app(model, name=model.name, settings=limits, database=settings.database())
+        self._app = create_app(model, name=settings.called, settings=limits, database=settings.database())
         self._ending: set[asyncio.Future[None]] = set()  # tasks that nobody waits for: they have to be held
 
     async def __call__(self, scope: Message, body: bytes) -> AsyncGenerator[Message]:
@@ -155,8 +165,8 @@ class Router:
         """The messages of a replica's response.
 
         Raises:
-            ApiError: 429 if too many wait; 503 if replicas died: after the first message the one that answered, before
-                it as many as were tried.
+            ApiError: 429 if too many wait; 503 if no replica starts, or replicas died: after the first message the one
+                that answered, before it as many as were tried.
         """
         key = routing_key(body)
         for tried in range(1, TRIES + 1):
@@ -179,6 +189,9 @@ class Router:
                 headers = {"Retry-After": "1"}
                 message = "as many requests as may wait do so already: ask again in a moment"
                 raise ApiError(429, message, code="rate_limit_exceeded", headers=headers) from None
+            except DeploymentUnavailableError:
+                message = "no replica is there, and none starts: ask again when the service is mended"
+                raise ApiError(503, message, code="no_replica") from None
             except exceptions.RayActorError as error:
                 log.warning("a replica died while it answered (try %d): %s", tried, type(error).__name__)
                 if begun or tried == TRIES:
@@ -253,7 +266,13 @@ def build(settings: ServingSettings) -> serve.Application:
         health_check_period_s=2,
     )
     router = serve.deployment(
-        Router, name="Router", max_ongoing_requests=ONGOING * MOST_REPLICAS, ray_actor_options={"num_cpus": 0}
+        Router,
+        name="Router",
+        max_ongoing_requests=ONGOING * MOST_REPLICAS,
+        ray_actor_options={"num_cpus": 0},
+        # An update stops it when the next one is there, and lets it wait for its last answer: it takes no core.
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=limits.queue_seconds + limits.answer_seconds,
     )
     return router.bind(replica.bind(settings))
 
@@ -275,21 +294,55 @@ def serve_on_ray(
     """
     check_address(host, port, database=settings.database())
     with connected():
-        if any(actor["name"] == CONTROLLER for actor in list_named_actors(all_namespaces=True)):
-            raise RuntimeError("the cluster serves something already: end it with `serve shutdown`, or `serve deploy`")
+        if _controller() is not None:
+            raise RuntimeError("the cluster serves something already: --update it, or end it with `serve shutdown`")
         port = port or _free_port(host)
         serve.start(
             proxy_location="HeadOnly",
             http_options=HTTPOptions(host=host, port=port),
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
+            logging_config=LOGGING,
         )
         try:
-            serve.run(build(settings), name=NAME, logging_config={"log_level": "WARNING", "enable_access_log": False})
-            print(f"{Path(settings.model).name} answers at http://{host}:{port}/v1 (Ctrl-C ends it)", flush=True)
+            _deploy(settings)
+            print(f"{settings.called} answers at http://{host}:{port}/v1 (Ctrl-C ends it)", flush=True)
             with suppress(KeyboardInterrupt):
                 (until or threading.Event().wait)()
         finally:
             serve.shutdown()
+
+
+def update_on_ray(settings: ServingSettings) -> None:
+    """Replace what the service of a cluster serves, replica by replica, while it answers; says so at the end.
+
+    The cluster is the one that ``RAY_ADDRESS`` names, or the one that runs on this machine. The address stays.
+
+    Args:
+        settings: All that is served from now on, and on what.
+
+    Raises:
+        ValueError: As :func:`~multimodal.service.check_address` says, or if there is no such model.
+        RuntimeError: If there is no such cluster, it does not serve this service, or the new replicas do not start.
+    """
+    if not is_fused(settings.model):  # a replica would stop for one that never starts
+        raise ValueError(f"there is no trained model {settings.model!r}: the service goes on as it was")
+    with connected("auto"):
+        controller = _controller()
+        if controller is None or NAME not in serve.status().applications:
+            raise RuntimeError("the cluster does not serve this yet: start it without --update")
+        entrance: HTTPOptions = ray.get(controller.get_http_config.remote())
+        check_address(entrance.host or "", entrance.port, database=settings.database())
+        _deploy(settings)
+        print(f"{settings.called} is updated on all replicas", flush=True)
+
+
+def _deploy(settings: ServingSettings) -> None:
+    serve.run(build(settings), name=NAME, logging_config=LOGGING)
+
+
+def _controller() -> Any:
+    """Ray Serve's own actor; None where nothing is served."""
+    named = (actor for actor in list_named_actors(all_namespaces=True) if actor["name"] == CONTROLLER)
+    return next((ray.get_actor(**actor) for actor in named), None)
 
 
 def _free_port(host: str) -> int:

@@ -14,6 +14,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import Engine
 
+from multimodal.adapters import digest_of
 from multimodal.engine import EngineClosed
 from multimodal.model import MultiModalModel
 from multimodal.service import limits
@@ -72,6 +73,7 @@ class Answering:
         audit: Of answers.
 
     Attributes:
+        fingerprint: Tells weights apart that are called the same.
         doors: Who is let in.
         flights: What is being answered.
         turns: Who waits.
@@ -91,6 +93,7 @@ class Answering:
         audit: AuditLog | None = None,
     ) -> None:
         self.model, self.name, self.settings = model, name, settings
+        self.fingerprint = f"fp_{digest_of(model.model)[:12]}"
         self.doors = Doors(database)
         self.flights = Flights(seconds=settings.answer_seconds)
         self.turns = Turns(places=len(model.engine.slots), waiting=settings.waiting, seconds=settings.queue_seconds)
@@ -180,7 +183,7 @@ class Answering:
             held.callback(lambda: self.metrics.answered(flight.generations, question.facts["arrived"]))
             await run_sync(self._submit, question, flight, limiter=self._readers)
         end = partial(run_sync, self._keep, question, flight, known is None)
-        return Completion(self.model, flight, question.asked, on_end=end)
+        return Completion(self.model, flight, question.asked, fingerprint=self.fingerprint, on_end=end)
 
     @contextmanager
     def _session(self, question: _Question, name: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from sqlalchemy import Engine
@@ -24,6 +25,7 @@ from multimodal.service.page import CHAT, describe, page_of
 from multimodal.service.sessions import add_sessions
 from multimodal.service.settings import ServiceSettings
 from multimodal.service.watch import Watch
+from multimodal.store.database import UNAVAILABLE
 
 GONE = 499  # nginx's status for a caller who left; nobody reads it
 
@@ -93,8 +95,9 @@ def create_app(
 
     @app.get("/ready")
     async def ready() -> dict[str, Any]:
-        """A question would be answered: 503 while the server stops, or once the engine is closed."""
+        """A question would be answered: 503 while the server stops, the engine is closed, or the database is away."""
         answering.check_ready()
+        await run_sync(answering.doors.guarded)  # no question gets past the doors without the database
         return {"status": "ready", "model": name}
 
     @app.get("/metrics")
@@ -114,6 +117,6 @@ def create_app(
     async def tell(_: Request, error: Exception) -> Response:
         return as_api_error(error).response()
 
-    for kind in (ApiError, HTTPException, EngineError, Exception):
+    for kind in (ApiError, HTTPException, EngineError, *UNAVAILABLE, Exception):
         app.add_exception_handler(kind, tell)
     return app

@@ -34,6 +34,7 @@ class Completion:
         model: What answers.
         flight: Its generations, which have begun.
         asked: The request.
+        fingerprint: Of the model's weights.
         on_end: Awaited when everything was said, before the caller is told that this was all.
     """
 
@@ -43,12 +44,18 @@ class Completion:
         flight: Flight,
         asked: ChatRequest,
         *,
+        fingerprint: str,
         on_end: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
         self._flight, self._asked, self._on_end = flight, asked, on_end
         self._image_token = model.model.config.image_token_id
         self._choices = [_Choice(model, asked, generation) for generation in flight.generations]
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
+        self._head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": asked.model,
+            "system_fingerprint": fingerprint,
+        }
 
     async def whole(self) -> dict[str, Any]:
         """The answer when it is there."""

@@ -18,6 +18,7 @@ from multimodal.engine import EngineClosed, EngineError, EngineFull
 from multimodal.images import ImageError
 from multimodal.model import ModelError
 from multimodal.store import PictureGone
+from multimodal.store.database import UNAVAILABLE
 
 RETRY_AFTER = 1  # seconds; an answer takes about as long
 MENDABLE = (ImageError, ModelError, AdapterError, EngineError)  # their messages name the remedy
@@ -71,6 +72,10 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="rate_limit_exceeded", headers=headers)
     if isinstance(error, EngineClosed):
         return ApiError(503, "the model is not there any more: ask again when the server is back", code="closed")
+    if isinstance(error, UNAVAILABLE):
+        log.error("the database does not answer: %s", getattr(error, "orig", None) or error)
+        message = "the database of keys and sessions does not answer: ask again in a moment"
+        return ApiError(503, message, code="store_unavailable", headers={"Retry-After": str(RETRY_AFTER)})
     if isinstance(error, PictureGone):
         return ApiError(400, str(error), param="metadata.session_id", code="picture_gone")
     if isinstance(error, ImageError):

@@ -24,16 +24,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NAME = "tiny"  # what callers call the endless model
+LONGEST = 2000  # tokens that it can say: it takes seconds
+
+
+def save_endless(folder: Path, *, seed: int = 1) -> Path:
+    """Random weights, open gates; it says nonsense and never ends by itself."""
+    fused = save_checkpoint(folder, seed=seed)
+    path = fused / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+    path = fused / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["max_position_embeddings"] = LONGEST + 100
+    path.write_text(json.dumps(config))
+    return fused
 
 
 @pytest.fixture(scope="session")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, open gates; it says nonsense and never ends by itself."""
     folder = tmp_path_factory.mktemp("endless")
-    fused = save_checkpoint(folder)
-    path = fused / "generation_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
-    return fused.rename(folder / NAME)
+    return save_endless(folder).rename(folder / NAME)
 
 
 @pytest.fixture(scope="session")

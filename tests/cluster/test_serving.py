@@ -134,6 +134,18 @@ class TestRoutingKey:
         assert routing_key(self.body()) is None
 
 
+def test_an_update_that_cannot_be_is_told_before_anything_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--ray", "--update", "--model", "nonsense"]) == 1
+    assert "no trained model 'nonsense': the service goes on as it was" in capsys.readouterr().err
+    assert main(["serve", "--update"]) == 1
+    assert "--update is for a service on a cluster: give --ray, too" in capsys.readouterr().err
+
+
+def test_a_name_is_the_folder_s_unless_it_is_given() -> None:
+    assert ServingSettings(model="runs/mine").called == "mine"
+    assert ServingSettings(model="runs/mine", name="ours").called == "ours"
+
+
 def test_addresses_that_others_reach_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--ray", "--model", "nonsense", "--host", "0.0.0.0"]) == 1
     assert "asks nobody for a key" in capsys.readouterr().err

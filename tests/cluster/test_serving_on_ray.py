@@ -5,11 +5,14 @@ The tests of the chat are those of the single process: only the endpoint is anot
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,10 +23,12 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
+from PIL import Image
 
+from multimodal.adapters import digest_of
 from multimodal.model import MultiModalModel
-from tests.cluster.conftest import NAME
-from tests.service.conftest import QUESTION, asking, client_of
+from tests.cluster.conftest import LONGEST, NAME, save_endless
+from tests.service.conftest import QUESTION, asking, client_of, wait_for
 from tests.service.test_chat import (  # noqa: F401
     TestAnswer,
     TestOptions,
@@ -38,7 +43,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-LONG = 180  # tokens of an answer that takes a while
+SERVE = [sys.executable, "-m", "multimodal.cli", "serve", "--ray"]
+LONG = 400  # tokens of an answer that takes a while
 
 # Kills a replica when told to. Its process is Ray's, so that Ray is asked.
 KILLER = """
@@ -53,11 +59,16 @@ print("killed", flush=True)
 """
 
 
+def command(folder: Path, replicas: int, *options: str) -> list[str]:
+    """The command that serves a model, whatever its folder is called, under the same name."""
+    given = ["--model", str(folder), "--name", NAME, "--precision", "float32", "--num-cpus", "0.5"]
+    return [*SERVE, "--replicas", str(replicas), *given, *options]
+
+
 @contextmanager
-def serving(folder: Path, replicas: int) -> Iterator[str]:
-    command = [sys.executable, "-m", "multimodal.cli", "serve", "--ray", "--replicas", str(replicas), "--port", "0"]
+def serving(folder: Path, replicas: int, *options: str) -> Iterator[str]:
     process = subprocess.Popen(
-        [*command, "--model", str(folder), "--precision", "float32", "--num-cpus", "0.5"],
+        command(folder, replicas, "--port", "0", *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -110,49 +121,123 @@ def test_errors_are_the_applications(client: OpenAI) -> None:
         client.chat.completions.create(model=NAME, messages=asking(QUESTION), top_p=2)
 
 
-def test_who_leaves_frees_the_replica(client: OpenAI) -> None:
-    """More leave than the replicas take at a time: if their answers went on, these would stand in the way."""
-    for _ in range(40):
+def figures(url: str, picture: Image.Image) -> dict[str, float]:
+    """``/metrics`` of the replica that a picture belongs to: what is asked about it goes there, whatever it is."""
+    body = json.dumps({"messages": asking(QUESTION, picture)})
+    page = httpx.request("GET", url.removesuffix("/v1") + "/metrics", content=body).text
+    rows = (line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in rows}
+
+
+def test_who_leaves_frees_the_replica(client: OpenAI, url: str) -> None:
+    """Nobody writes to the end what nobody reads: the replica counts the tokens that it wrote."""
+    running, written = "multimodal_queue_running", 'multimodal_tokens_total{kind="completion"}'
+    callers, picture = 4, draw("red", 0)
+    before = figures(url, picture).get(written, 0.0)
+    for _ in range(callers):
         stream: Any = client.chat.completions.create(
-            model=NAME, messages=asking(QUESTION), stream=True, max_tokens=LONG
+            model=NAME, messages=asking(QUESTION, picture), stream=True, max_tokens=LONGEST
         )
-        next(iter(stream))
+        next(chunk for chunk in stream if chunk.choices[0].delta.content)
+        assert figures(url, picture)[running] >= 1
         stream.close()
-    said = client.chat.completions.create(model=NAME, messages=asking(QUESTION), max_tokens=3)
-    assert said.usage is not None and said.usage.completion_tokens == 3
+    wait_for(lambda: figures(url, picture)[running] == 0)
+    assert callers <= figures(url, picture)[written] - before < callers * LONGEST / 2
 
 
 def test_no_request_is_lost_when_a_replica_dies(url: str, client: OpenAI, endless_model: MultiModalModel) -> None:
-    """Half of them are streams, which may end with an error that says what happened; the others all get an answer."""
+    """Half of them are streams; one that had begun may end with an event that says why, all others are answered."""
     killer = subprocess.Popen(
         [sys.executable, "-c", KILLER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     pictures = [draw("red", seed) for seed in range(50)]
-    expected = [endless_model(QUESTION, picture, max_new_tokens=LONG).text for picture in pictures]
-    broken: list[str] = []
+    with ThreadPoolExecutor(8) as pool:
+        texts = pool.map(lambda picture: endless_model(QUESTION, picture, max_new_tokens=LONG).text, pictures)
+    expected = list(texts)
+    sent: list[int] = []
+    begun: list[int] = []
+    broken: list[int] = []
 
     def ask(number: int) -> str:
         options: Any = {"model": NAME, "messages": asking(QUESTION, pictures[number]), "max_tokens": LONG}
+        patient = client.with_options(timeout=300)
+        sent.append(number)
         if number % 2:
-            return client.with_options(timeout=300).chat.completions.create(**options).choices[0].message.content or ""
+            return patient.chat.completions.create(**options).choices[0].message.content or ""
+        stream: Any = patient.chat.completions.create(**options, stream=True)
+        text = ""
         try:
-            stream: Any = client.with_options(timeout=300).chat.completions.create(**options, stream=True)
-            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+            for chunk in stream:
+                if not text:
+                    begun.append(number)
+                text += chunk.choices[0].delta.content or ""
         except openai.APIError as error:
-            broken.append(error.message)
+            assert (error.code, error.message) == ("replica_lost", "the replica that answered is gone: ask again")
+            assert number in begun and expected[number].startswith(text.strip())
+            broken.append(number)
             return expected[number]
+        return text
 
     try:
         assert killer.stdout is not None and killer.stdin is not None
         assert int(killer.stdout.readline()) >= 1
         with ThreadPoolExecutor(50) as pool:
             asked = [pool.submit(ask, number) for number in range(50)]
-            asked[1].result()  # the replicas are at work
+            wait_for(lambda: len(sent) == 50 and len(set(begun)) >= 4)
+            assert not any(future.done() for future in asked)  # all 50 are in flight
             killer.stdin.write("\n")
             killer.stdin.flush()
             assert killer.stdout.readline() == "killed\n"
             assert [future.result() for future in asked] == expected
-        assert all("the replica that answered is gone: ask again" in message for message in broken)
+        assert broken
     finally:
         killer.kill()
         killer.communicate()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_new_weights_are_rolled_out_under_load(
+    endless: Path, endless_model: MultiModalModel, tmp_path: Path, replicas: int
+) -> None:
+    """Every request is answered, by the old weights or by the new ones; after the command by the new ones alone."""
+    newer = save_endless(tmp_path, seed=2)
+    new_model = MultiModalModel.from_pretrained(newer, precision="float32")
+    pictures = [draw("red", seed) for seed in range(8)]
+    old, new = (f"fp_{digest_of(model.model)[:12]}" for model in (endless_model, new_model))
+    expected = {
+        fingerprint: [model(QUESTION, picture, max_new_tokens=50).text for picture in pictures]
+        for fingerprint, model in ((old, endless_model), (new, new_model))
+    }
+    over = threading.Event()
+
+    def load(number: int, url: str) -> list[tuple[float, str]]:
+        """When requests began, and the fingerprint of the weights that answered."""
+        said: list[tuple[float, str]] = []
+        with client_of(url).with_options(timeout=300) as client:
+            while not over.is_set():
+                began = time.monotonic()
+                options: Any = {"model": NAME, "messages": asking(QUESTION, pictures[number]), "max_tokens": 50}
+                if len(said) % 2:
+                    chunks: list[Any] = list(client.chat.completions.create(**options, stream=True))
+                    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+                    fingerprint = chunks[0].system_fingerprint
+                else:
+                    whole: Any = client.chat.completions.create(**options)
+                    text, fingerprint = whole.choices[0].message.content, whole.system_fingerprint
+                assert text == expected[fingerprint][number]
+                said.append((began, fingerprint))
+        return said
+
+    with serving(endless, replicas) as url, ThreadPoolExecutor(8) as pool:
+        loads = [pool.submit(load, number, url) for number in range(8)]
+        try:
+            update = command(newer, replicas, "--update")
+            ran = subprocess.run(update, capture_output=True, text=True, timeout=300, cwd=ROOT, env=ENVIRONMENT)
+            updated = time.monotonic()
+            assert (ran.returncode, ran.stdout) == (0, f"{NAME} is updated on all replicas\n"), ran.stderr
+            time.sleep(2)
+        finally:
+            over.set()
+        said = [request for future in loads for request in future.result()]
+    assert {fingerprint for began, fingerprint in said if began < updated} >= {old}
+    assert {fingerprint for began, fingerprint in said if began > updated} == {new}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from multimodal.adapters import digest_of
 from multimodal.model import MultiModalModel, conversation
 from tests.service.conftest import NAME, QUESTION, asking, uri
 from tests.training.tiny import draw
@@ -44,6 +45,7 @@ class TestAnswer:
         assert said.object == "chat.completion" and said.model == NAME and said.id.startswith("chatcmpl-")
         assert said.usage.prompt_tokens == answer.usage.prompt_tokens
         assert said.usage.completion_tokens == 12
+        assert said.system_fingerprint == f"fp_{digest_of(model.model)[:12]}"
         assert said.usage.total_tokens == answer.usage.prompt_tokens + 12
 
     def test_text_alone_in_both_forms(self, client: OpenAI, model: MultiModalModel) -> None:
@@ -120,6 +122,9 @@ class TestStream:
         assert len({chunk.id for chunk in [first, *pieces, last]}) == 1
         assert {chunk.object for chunk in [first, *pieces, last]} == {"chat.completion.chunk"}
         assert last.usage is None
+        assert first.system_fingerprint and {chunk.system_fingerprint for chunk in [first, *pieces, last]} == {
+            first.system_fingerprint
+        }
 
     def test_lines(self, client: OpenAI) -> None:
         with client.chat.completions.with_streaming_response.create(

@@ -106,11 +106,11 @@ def tiny_model(
     return model, processor
 
 
-def save_checkpoint(folder: Path, *, open_: bool = True) -> Path:
+def save_checkpoint(folder: Path, *, seed: int = 1, open_: bool = True) -> Path:
     """A fused checkpoint, gates open so that pictures count; its bases lie beside it."""
-    model, processor = tiny_model(*save_bases(folder))
+    model, processor = tiny_model(*save_bases(folder), seed=seed)
     if open_:
-        open_gates(model)
+        open_gates(model, seed=seed)
     model.save_pretrained(folder / "fused")
     processor.save_pretrained(folder / "fused")
     return folder / "fused"
