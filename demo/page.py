@@ -75,6 +75,12 @@ def looks() -> dict[str, Any]:
         "theme": gr.themes.Soft(primary_hue="violet", font=["sans-serif"], font_mono=["monospace"]).set(
             body_text_color_subdued="*neutral_600",  # Gradio's own is too faint to read on white
             body_text_color_subdued_dark="*neutral_400",
+            button_primary_background_fill="*primary_600",  # so is white on theirs, and their links on black
+            button_primary_background_fill_hover="*primary_700",
+            button_primary_background_fill_hover_dark="*primary_700",
+            link_text_color_dark="*secondary_400",
+            link_text_color_visited="*secondary_600",
+            link_text_color_visited_dark="*secondary_400",
             block_info_text_color="*neutral_600",
             block_info_text_color_dark="*neutral_400",
             block_label_background_fill="transparent",

@@ -226,6 +226,7 @@ class Answering:
                 adapter=self.adapter_of(asked.model),
                 top_logprobs=asked.top_logprobs,
                 max_pixels=self.settings.pixels,
+                max_seconds=self.settings.decode_seconds,
             )
             flight.add(stream.generation)
 

@@ -22,8 +22,6 @@ from multimodal.store import open_database
 from multimodal.store.keys import KeyStore
 
 pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
-from demo.mounted import mounted
-
 ROOT = Path(demo.__file__).parent.parent
 ASKED = [{"role": "user", "content": "What is this?"}]
 
@@ -41,6 +39,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 @pytest.fixture(scope="module")
 def place(model: MultiModalModel, database: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The service with the demo, at first without a key."""
+    from demo.mounted import mounted
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         patch.setenv("GRADIO_TEMP_DIR", "")  # set back after the demo has set it
