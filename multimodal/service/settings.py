@@ -32,7 +32,7 @@ class ServiceSettings:
     body_bytes: int = 32 * 2**20
     pictures: int = 32
     pixels: int = 50_000_000
-    decode_seconds: float = 20.0
+    decode_seconds: float = 10.0
     characters: int = 200_000
     answer_tokens: int = 2048
     choices: int = 8

@@ -631,7 +631,7 @@ def test_every_tab_at_both_widths(
 
 
 def faults(page: Any) -> list[str]:
-    """Serious and critical faults that axe finds in the page as it is, but for Gradio's own: what, where, and the remedy."""
+    """Serious and critical faults that axe finds in the page as it is, but for Gradio's own."""
     return [
         f"{rule['id']}: {node['html'][:160]} {node['failureSummary']}"
         for rule in axe.Axe().run(page).response["violations"]
