@@ -324,10 +324,7 @@ def _chat(turns: Turns, language: str, *, running: bool = False) -> gr.Chatbot:
     """The conversation as people see it; a question that is being answered has no answer yet."""
     shown: list[dict[str, Any]] = []
     for turn in turns:
-        shown += [
-            {"role": "user", "content": {"path": shown_file(picture), "alt_text": say("picture_asked_about", language)}}
-            for picture in turn.pictures
-        ]
+        shown += [{"role": "user", "content": {"path": shown_file(picture)}} for picture in turn.pictures]
         shown.append({"role": "user", "content": _plain(turn.question)})
         if running and turn is turns[-1] and not turn.text:
             break

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Lifespan
 
 from multimodal.engine import EngineError
 from multimodal.model import MultiModalModel
@@ -58,7 +59,7 @@ def create_app(
         The application. Its ``state.answering`` holds what is being answered, its ``state.front`` the page, if any.
     """
     settings = settings or ServiceSettings()
-    lifespan = None if front is None else lambda _: front.router.lifespan_context(front)
+    lifespan = None if front is None else _lifespan_of(front)
     app = FastAPI(title="multimodal", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     answering = app.state.answering = Answering(
         model, name=name, settings=settings, database=database, log=log, audit=audit
@@ -126,3 +127,7 @@ def create_app(
     for kind in (ApiError, HTTPException, EngineError, Exception):
         app.add_exception_handler(kind, tell)
     return app
+
+
+def _lifespan_of(front: Starlette) -> Lifespan[FastAPI]:
+    return lambda _: front.router.lifespan_context(front)
