@@ -14,6 +14,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from PIL import Image
@@ -50,8 +51,9 @@ def decode_within(seconds: float, source: Encoded, **limits: Any) -> Image.Image
     timer.cancel()
     timer.join()  # so that no process is killed that decodes the next picture
     if late.is_set() or said is None:
-        with process:  # closes its pipes, and waits
-            process.kill()
+        process.kill()
+        with suppress(OSError), process:  # closes its pipes, one of which may hold what it did not read; and waits
+            pass
     else:
         _idle.append(process)
     if said is None:
@@ -71,7 +73,7 @@ def serve() -> None:
         answers.flush()
         try:
             source, limits = pickle.load(calls)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # the program ended
             return
         said: dict[str, Any]
         try:
@@ -85,10 +87,11 @@ def serve() -> None:
 
 def _take() -> Process:
     """A process that is ready, and nobody else's."""
-    while _idle:
-        process = _idle.pop()
-        if process.poll() is None:
-            return process
+    with suppress(IndexError):
+        while True:
+            process = _idle.pop()
+            if process.poll() is None:
+                return process
     command = [sys.executable, "-c", BEGIN.format(path=sys.path)]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # no Ctrl-C reaches it
