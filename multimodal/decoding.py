@@ -61,7 +61,8 @@ def decode_within(seconds: float, source: Encoded, **limits: Any) -> Image.Image
         raise ImageError(source.name, problem, "Save it anew, as a plain PNG or JPEG")
     if "error" in said:
         raise ImageError(*said["error"])
-    return Image.frombytes("RGB", tuple(said["size"]), pixels)
+    width, height = said["size"]
+    return Image.frombytes("RGB", (width, height), pixels)
 
 
 def serve() -> None:

@@ -7,6 +7,8 @@ waits and writes. What always holds: a generation ends when its caller has gone,
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +17,6 @@ from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Lifespan
 
 from multimodal.engine import EngineError
 from multimodal.model import MultiModalModel
@@ -129,5 +130,10 @@ def create_app(
     return app
 
 
-def _lifespan_of(front: Starlette) -> Lifespan[FastAPI]:
-    return lambda _: front.router.lifespan_context(front)
+def _lifespan_of(front: Starlette) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with front.router.lifespan_context(front):
+            yield
+
+    return lifespan

@@ -656,7 +656,7 @@ def test_a_chat_on_the_page_of_the_service(
     monkeypatch.chdir(tmp_path)
     save_comparison(tmp_path / "comparison-1")
     database = open_database(tmp_path / "store.sqlite")
-    login = {}
+    login: dict[str, Any] = {}
     if guarded:
         secret, _ = KeyStore(database).create("Ann", scopes=["demo"])
         login["http_credentials"] = {"username": "Ann", "password": secret}
