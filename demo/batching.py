@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from demo.asking import Asking
-from demo.shared import reason
+from demo.shared import DECODE_SECONDS, reason
 from multimodal.images import MAX_BYTES, Encoded, ImageError, load_image, printable
 
 MOST_PICTURES = 1000
@@ -201,7 +201,7 @@ def run(
         if not asking.wants(session, number):
             return
         try:
-            picture = load_image(Encoded(f"file '{entry.name}'", entry.read()))
+            picture = load_image(Encoded(f"file '{entry.name}'", entry.read()), max_seconds=DECODE_SECONDS)
             content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
             chat = [{"role": "user", "content": content}]
             steps = list(asking.ask(session, number, chat, max_new_tokens=max_new_tokens, trace=False))

@@ -26,6 +26,7 @@ from multimodal.store.feedback import Feedback
 
 CSS = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 QUEUE = 32
+MOST_VISITORS = 100  # whose conversations are kept at once
 LARGEST_UPLOAD = 512 * 2**20  # bytes: a zip file of pictures; of a picture, `load_image` reads less
 # Seconds. Pictures that were shown lie in files of the server until the browser has fetched them.
 SWEEP_EVERY, SHOWN_FOR = 300, 1800
@@ -64,11 +65,22 @@ def build(
 
 
 def launch_options() -> dict[str, Any]:
-    """What the page needs of ``launch``: its looks, its limits, and that it keeps nothing."""
+    """What the page needs of ``launch``."""
+    return {**looks(), "state_session_capacity": MOST_VISITORS, "share": False, "quiet": True}
+
+
+def looks() -> dict[str, Any]:
+    """What the page needs of whatever serves it: its looks, its limits, and that it keeps nothing."""
     return {
         "theme": gr.themes.Soft(primary_hue="violet", font=["sans-serif"], font_mono=["monospace"]).set(
             body_text_color_subdued="*neutral_600",  # Gradio's own is too faint to read on white
             body_text_color_subdued_dark="*neutral_400",
+            button_primary_background_fill="*primary_600",  # so is white on theirs, and their links on black
+            button_primary_background_fill_hover="*primary_700",
+            button_primary_background_fill_hover_dark="*primary_700",
+            link_text_color_dark="*secondary_400",
+            link_text_color_visited="*secondary_600",
+            link_text_color_visited_dark="*secondary_400",
             block_info_text_color="*neutral_600",
             block_info_text_color_dark="*neutral_400",
             block_label_background_fill="transparent",
@@ -89,11 +101,8 @@ def launch_options() -> dict[str, Any]:
         "css": CSS,
         "i18n": TEXT,
         "max_file_size": LARGEST_UPLOAD,
-        "state_session_capacity": 100,
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,
         "ssr_mode": False,
-        "share": False,
-        "quiet": True,
     }

@@ -25,6 +25,7 @@ from multimodal.store.feedback import picture_digest
 
 # A picture is kept for as long as its page is open: at most so many pixels a side, where the model sees about 260.
 KEPT_SIDE, SHOWN_SIDE, THUMBNAIL_SIDE = 1536, 1024, 256
+DECODE_SECONDS = 10.0  # for which an uploaded picture is decoded
 # For events that take next to no time: no spinner, no waiting for others. A full queue must not keep one from stopping.
 QUICK: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
@@ -36,7 +37,7 @@ def opened(paths: Sequence[str], language: str) -> list[Image.Image]:
     pictures = []
     for path in paths:
         try:
-            pictures.append(fitted(load_image(path), KEPT_SIDE))
+            pictures.append(fitted(load_image(path, max_seconds=DECODE_SECONDS), KEPT_SIDE))
         except ImageError as error:
             warn(str(error), title=say("bad_picture_title", language))
         finally:

@@ -6,13 +6,21 @@ Heavy imports wait until a command needs them.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, quiet
 from multimodal.cli_cluster import add_ray, serve_on_ray
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from multimodal.model import MultiModalModel
+
+CLONE = Path(__file__).parent.parent  # from which the demo is run: it is not installed
 STORE_HELP = "database of keys and sessions: a file for SQLite, or a URL such as postgresql+psycopg://..."
 
 
@@ -64,6 +72,9 @@ def add_serve(command: Any) -> None:
         metavar="FILE",
         help="a JSON line for each answer: who, when, digests of model, adapter, pictures and answer",
     )
+    serve.add_argument(
+        "--no-demo", action="store_true", help="leave out the page for people at / (also: with --audit or --ray)"
+    )
     add_ray(serve)
     serve.set_defaults(run=_serve)
 
@@ -84,7 +95,7 @@ def add_keys(command: Any) -> None:
         "--scope",
         action="append",
         metavar="SCOPE",
-        help="what it is for: chat, sessions or metrics; may be repeated (default: chat and sessions)",
+        help="what it is for: chat, sessions, metrics or demo; may be repeated (default: chat and sessions)",
     )
     create.add_argument("--per-minute", type=count, metavar="N", help="answers that it may ask for (default: any)")
     create.set_defaults(run=_create_key)
@@ -123,17 +134,42 @@ def _serve(options: argparse.Namespace) -> int:
     model = MultiModalModel.from_pretrained(options.model, precision=options.precision)
     for folder in options.adapter:
         model.load_adapter(folder)
-    serve(
-        model,
-        name=options.name or model.name,
-        host=options.host,
-        port=options.port,
-        settings=ServiceSettings(**limits),
-        database=database,
-        log=log,
-        audit=audit,
-    )
+    with _demo(options, model) as front:
+        serve(
+            model,
+            name=options.name or model.name,
+            host=options.host,
+            port=options.port,
+            settings=ServiceSettings(**limits),
+            database=database,
+            log=log,
+            audit=audit,
+            front=front,
+        )
     return 0
+
+
+def _demo(options: argparse.Namespace, model: MultiModalModel) -> AbstractContextManager[Starlette | None]:
+    """The demo as an application; None where it is unwanted, or cannot be had, which is told."""
+    if options.no_demo:
+        return nullcontext()
+    if options.audit is not None:
+        missing = "answers in it would not be in the --audit"
+    elif not (CLONE / "demo" / "mounted.py").is_file():
+        missing = "it is part of a clone of the repository alone"
+    else:
+        sys.path.append(str(CLONE))
+        try:
+            from demo.mounted import mounted
+        except ModuleNotFoundError as error:
+            missing = f"it needs {error.name}: pip install 'multimodal[demo]'"
+        else:
+            from multimodal.service.doors import is_loopback
+
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that its folder is deleted then, too
+            return mounted(model, name=options.model, anywhere=is_loopback(options.host))
+    print(f"no demo at /: {missing} (--no-demo leaves it out without a word)", file=sys.stderr)
+    return nullcontext()
 
 
 def _create_key(options: argparse.Namespace) -> int:

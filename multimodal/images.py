@@ -110,6 +110,7 @@ def load_image(
     max_pixels: int = MAX_PIXELS,
     max_side: int = MAX_SIDE,
     max_bytes: int = MAX_BYTES,
+    max_seconds: float | None = None,
 ) -> Image.Image:
     """Turns anything that holds a picture into an RGB image.
 
@@ -124,6 +125,8 @@ def load_image(
         max_pixels: most pixels in the picture. Pillow's own stop at about 179 million stays in force.
         max_side: most pixels along one side.
         max_bytes: most bytes in the encoded picture.
+        max_seconds: for which an encoded picture is decoded; it then happens in a process of its own, which outlives
+            the call for the next one. `None` sets no limit: whoever made the file can make it take hours.
 
     Returns:
         A new image, mode RGB, loaded, without metadata. What is drawn in the pixels themselves, such as a name
@@ -140,6 +143,11 @@ def load_image(
     if "numpy" in sys.modules and isinstance(source, sys.modules["numpy"].ndarray):
         return _from_array(source, frame, check)
     encoded = read_encoded(source, allow_urls=allow_urls, max_bytes=max_bytes)
+    if encoded is not None and max_seconds is not None:
+        from multimodal.decoding import decode_within
+
+        limits = {"frame": frame, "max_pixels": max_pixels, "max_side": max_side, "max_bytes": max_bytes}
+        return decode_within(max_seconds, encoded, **limits)
     if encoded is not None:
         return _from_bytes(encoded.name, encoded.data, frame, check, max_bytes)
     raise ImageError(f"object of type {type(source).__name__}", "is not a picture", _SOURCES)

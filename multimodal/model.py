@@ -349,6 +349,7 @@ class MultiModalModel:
         adapter: str | None = CHOSEN,
         top_logprobs: int = 0,
         max_pixels: int = MAX_PIXELS,
+        max_seconds: float | None = None,
     ) -> AnswerStream:
         """Answer the last message of a chat piece by piece.
 
@@ -367,6 +368,7 @@ class MultiModalModel:
             adapter: Which adapter answers, None for none; by default the one that :meth:`set_adapter` chose.
             top_logprobs: Of how many of the likeliest tokens the generation tells the log-probability, with each token.
             max_pixels: Most pixels in a picture.
+            max_seconds: For which a picture is decoded, as ``load_image`` has it.
 
         Returns:
             An iterator over pieces of text; its ``answer`` is there when it is exhausted, its ``stop()`` ends it.
@@ -388,7 +390,7 @@ class MultiModalModel:
             if not fits:
                 raise ModelError(f"{option}={value} must be {range_}")
         adapter = self.adapter if adapter is CHOSEN else self._known(adapter)
-        tokens, pictures = self._prepare(messages, max_new_tokens, max_pixels)
+        tokens, pictures = self._prepare(messages, max_new_tokens, max_pixels, max_seconds)
         prepared = time.perf_counter()
         request = Request(
             tokens=tokens,
@@ -449,10 +451,10 @@ class MultiModalModel:
         )
 
     def _prepare(
-        self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int, max_pixels: int
+        self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int, max_pixels: int, max_seconds: float | None
     ) -> tuple[list[int], list[Picture]]:
         chat, images = _read_chat(messages)
-        pictures = [self._picture(image, max_pixels) for image in images]
+        pictures = [self._picture(image, max_pixels, max_seconds) for image in images]
         (tokens,) = self.tokenise([chat])
         limit = self.model.config.text_config.max_position_embeddings
         if len(tokens) + max_new_tokens > limit:
@@ -462,16 +464,16 @@ class MultiModalModel:
             )
         return tokens, pictures
 
-    def _picture(self, image: Any, max_pixels: int = MAX_PIXELS) -> Picture:
+    def _picture(self, image: Any, max_pixels: int = MAX_PIXELS, max_seconds: float | None = None) -> Picture:
         """Prepare a picture; one whose file was asked about before is not decoded again."""
         encoded = read_encoded(image)
         if encoded is None:
-            return self._decoded(image, max_pixels)
+            return self._decoded(image, max_pixels, max_seconds)
         key = hashlib.sha256(encoded.data).digest(), max_pixels
-        return self.prepared.get(key, lambda: self._decoded(encoded, max_pixels))
+        return self.prepared.get(key, lambda: self._decoded(encoded, max_pixels, max_seconds))
 
-    def _decoded(self, image: Any, max_pixels: int = MAX_PIXELS) -> Picture:
-        loaded = load_image(image, max_pixels=max_pixels)
+    def _decoded(self, image: Any, max_pixels: int = MAX_PIXELS, max_seconds: float | None = None) -> Picture:
+        loaded = load_image(image, max_pixels=max_pixels, max_seconds=max_seconds)
         pixels = self.processor.image_processor(loaded, return_tensors="pt")["pixel_values"][0]
         return Picture(pixels, digest_of(pixels))
 

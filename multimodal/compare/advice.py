@@ -168,8 +168,8 @@ class Advice:
         head = "".join(f"<th>{said(name)}</th>" for name in COLUMNS)
         body = "".join("<tr>" + "".join(f"<td>{said(cell)}</td>" for cell in row) + "</tr>" for row in self._cells())
         parts = [f"<h3>{said(self.task)}: {said(self._headline())}</h3>"]
-        parts += [
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        parts += [  # the table may be scrolled, by the keyboard, too
+            f'<table tabindex="0"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
             f"<p>{said(self._legend())}</p>",
         ]
         parts += [f"<p>{said(paragraph)}</p>" for paragraph in self._ownership()]

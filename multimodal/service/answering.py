@@ -33,6 +33,7 @@ from multimodal.service.settings import ServiceSettings
 from multimodal.service.turns import Turns
 from multimodal.store import SessionStore
 
+PATIENCE = 30  # seconds that a caller has to read the end of an answer whose time is up
 READERS = 2  # requests whose pictures are decoded at once: each may need 150 MB for a moment
 
 
@@ -160,7 +161,8 @@ class Answering:
             question = _Question(asked, caller, request.state.facts, [], [])
             completion = await unless_gone(request, self._begin(question, flight, held))
             if asked.stream:
-                return EventStream(completion.chunks(), while_open=held.pop_all())
+                seconds = self.settings.answer_seconds + PATIENCE
+                return EventStream(completion.chunks(), while_open=held.pop_all(), seconds=seconds)
             return JSONResponse(await unless_gone(request, completion.whole()))
 
     def _read(self, body: bytes) -> ChatRequest:
@@ -229,6 +231,7 @@ class Answering:
                 adapter=self.adapter_of(asked.model),
                 top_logprobs=asked.top_logprobs,
                 max_pixels=self.settings.pixels,
+                max_seconds=self.settings.decode_seconds,
             )
             flight.add(stream.generation)
 

@@ -7,12 +7,15 @@ waits and writes. What always holds: a generation ends when its caller has gone,
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from sqlalchemy import Engine
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -20,6 +23,7 @@ from multimodal.engine import EngineError
 from multimodal.model import MultiModalModel
 from multimodal.service.answering import Answering
 from multimodal.service.errors import ApiError, as_api_error
+from multimodal.service.front import Front
 from multimodal.service.logs import AuditLog, RequestLog
 from multimodal.service.page import CHAT, describe, page_of
 from multimodal.service.sessions import add_sessions
@@ -38,6 +42,7 @@ def create_app(
     database: Engine | None = None,
     log: RequestLog | None = None,
     audit: AuditLog | None = None,
+    front: Starlette | None = None,
 ) -> FastAPI:
     """The endpoint of a model.
 
@@ -50,12 +55,15 @@ def create_app(
             as nobody made a key in it, callers need none, and must be programs on this machine.
         log: Where requests are written down.
         audit: Where answers are accounted for.
+        front: A page for people at ``/``, an application of its own that starts and ends with this one. The API's
+            addresses come before its own. Where callers need a key, its visitors need one for the scope ``demo``.
 
     Returns:
-        The application. Its ``state.answering`` holds what is being answered.
+        The application. Its ``state.answering`` holds what is being answered, its ``state.front`` the page, if any.
     """
     settings = settings or ServiceSettings()
-    app = FastAPI(title="multimodal", version="1", docs_url=None, redoc_url=None)
+    lifespan = None if front is None else _lifespan_of(front)
+    app = FastAPI(title="multimodal", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     answering = app.state.answering = Answering(
         model, name=name, settings=settings, database=database, log=log, audit=audit
     )
@@ -113,6 +121,9 @@ def create_app(
     if answering.sessions is not None:
         add_sessions(app, answering.sessions, answering.doors)
     describe(app)
+    app.state.front = None
+    if front is not None:  # where no route matches, so that the API's errors stay its own
+        app.state.front = app.router.default = Front(front, answering.doors, otherwise=app.router.default)
 
     async def tell(_: Request, error: Exception) -> Response:
         return as_api_error(error).response()
@@ -120,3 +131,12 @@ def create_app(
     for kind in (ApiError, HTTPException, EngineError, *UNAVAILABLE, Exception):
         app.add_exception_handler(kind, tell)
     return app
+
+
+def _lifespan_of(front: Starlette) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with front.router.lifespan_context(front):
+            yield
+
+    return lifespan

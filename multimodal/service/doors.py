@@ -6,6 +6,7 @@ in a browser on this machine can't use the service behind its user's back: such 
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import math
 import time
@@ -29,6 +30,13 @@ class Caller:
     scopes: frozenset[str]
     per_minute: int | None = None
 
+
+# By how a key is shown: what is told to who shows none that holds, and how a browser is told to ask for one.
+REMEDIES = {
+    "Bearer": "send one as Authorization: Bearer mm-...",
+    "Basic": "give any name, and a key of the scope demo as the password",
+}
+CHALLENGES = {"Bearer": "Bearer", "Basic": 'Basic realm="demo", charset="UTF-8"'}
 
 LOCAL = Caller("local", frozenset(SCOPES))
 
@@ -55,8 +63,27 @@ class Doors:
             ApiError: 401 without a key that holds, 403 if it is not for this, or, where nobody needs one, if the
                 request did not come from a program on this machine.
         """
-        secret = request.headers.get("authorization", "")
-        key = await anyio.to_thread.run_sync(self._find, secret[7:].strip() if secret[:7].lower() == "bearer " else "")
+        return await self._let_in(request, scope, "Bearer")
+
+    async def visitor(self, request: Request) -> Caller:
+        """Who looks at the demo in a browser, which asks for a name, any, and for a key as the password.
+
+        That is HTTP's Basic authentication: the browser shows the key with every request, so that one that is revoked
+        ends a visit at once. It does so for other pages' requests, too, which is why those are refused.
+
+        Raises:
+            ApiError: As for :meth:`caller`, but 401 for a key that is not for this, too, since a browser asks for
+                another one only then; 403 if a page of another origin asks.
+        """
+        visitor = await self._let_in(request, "demo", "Basic")
+        origin = request.headers.get("origin")
+        if visitor is not LOCAL and origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+            message = "only its own page may use the demo: have a proxy before it pass on the Host that browsers name"
+            raise ApiError(403, message, code="other_origin")
+        return visitor
+
+    async def _let_in(self, request: Request, scope: str, scheme: str) -> Caller:
+        key = await anyio.to_thread.run_sync(self._find, _shown(request, scheme), scheme)
         if key is None:
             _check_local(request)
             return LOCAL
@@ -64,18 +91,18 @@ class Doors:
         request.state.facts["key"] = caller.id
         if scope not in caller.scopes:
             message = f"this key is not for the scope {scope!r}: make one with --scope {scope}"
-            raise ApiError(403, message, code="insufficient_scope")
+            status = 403 if scheme == "Bearer" else 401
+            raise ApiError(status, message, code="insufficient_scope", headers={"WWW-Authenticate": CHALLENGES[scheme]})
         return caller
 
-    def _find(self, secret: str) -> ApiKey | None:
+    def _find(self, secret: str, scheme: str) -> ApiKey | None:
         """The caller's key; None where nobody needs one."""
         if self._keys is None or not self._keys.exist():
             return None
         key = self._keys.find(secret)
         if key is None:
-            message = "no key, or none that holds: send one as Authorization: Bearer mm-..."
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise ApiError(401, message, code="invalid_api_key", headers=headers)
+            message = f"no key, or none that holds: {REMEDIES[scheme]}"
+            raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": CHALLENGES[scheme]})
         return key
 
     def charge(self, caller: Caller, answers: int) -> None:
@@ -96,6 +123,19 @@ class Doors:
             message = f"this key allows {caller.per_minute} answers a minute: ask again in {wait} seconds"
             raise ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(wait)})
         self._buckets[caller.id] = left - cost, moment
+
+
+def _shown(request: Request, scheme: str) -> str:
+    """The key that a request shows in this way; empty if none."""
+    said, _, shown = request.headers.get("authorization", "").partition(" ")
+    if said.lower() != scheme.lower():
+        return ""
+    if scheme == "Bearer":
+        return shown.strip()
+    try:
+        return base64.b64decode(shown, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

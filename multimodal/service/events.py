@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
+import anyio
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -22,16 +23,20 @@ class EventStream(StreamingResponse):
     Args:
         chunks: What they say.
         while_open: Entered while the response is sent; left when that has ended, for whatever reason.
+        seconds: After which it ends in any case: a caller that does not read would hold what is open for ever.
     """
 
-    def __init__(self, chunks: AsyncGenerator[dict[str, Any]], *, while_open: AbstractContextManager[Any]) -> None:
-        self._events, self._while_open = _events(chunks), while_open
+    def __init__(
+        self, chunks: AsyncGenerator[dict[str, Any]], *, while_open: AbstractContextManager[Any], seconds: float
+    ) -> None:
+        self._events, self._while_open, self._seconds = _events(chunks), while_open, seconds
         super().__init__(self._events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         with self._while_open:
             async with aclosing(self._events):  # it may wait for a chunk, in a loop that is about to end
-                await super().__call__(scope, receive, send)
+                with anyio.move_on_after(self._seconds):
+                    await super().__call__(scope, receive, send)
 
 
 async def _events(chunks: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[str]:

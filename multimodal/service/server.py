@@ -16,11 +16,13 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Engine
+from starlette.applications import Starlette
 
 from multimodal.model import MultiModalModel
 from multimodal.service.answering import Answering
 from multimodal.service.app import create_app
 from multimodal.service.doors import Doors, is_loopback
+from multimodal.service.front import Front
 from multimodal.service.logs import AuditLog, RequestLog
 from multimodal.service.settings import ServiceSettings
 
@@ -40,6 +42,7 @@ def serve(
     database: Engine | None = None,
     log: RequestLog | None = None,
     audit: AuditLog | None = None,
+    front: Starlette | None = None,
 ) -> None:
     """Serve a model until Ctrl-C; says its URL when it is ready.
 
@@ -52,6 +55,7 @@ def serve(
         database: As for :func:`create_app`.
         log: Likewise.
         audit: Likewise.
+        front: Likewise.
 
     Raises:
         ValueError: As :func:`check_address` says.
@@ -59,11 +63,15 @@ def serve(
     """
     check_address(host, port, database=database)
     with _listener(host, port) as listener:
-        app = create_app(model, name=name, settings=settings, database=database, log=log, audit=audit)
+        app = create_app(model, name=name, settings=settings, database=database, log=log, audit=audit, front=front)
         server = _Server(app)
         model.engine.runner.prepare()  # with the loading, not with somebody's first question
-        whom = "to whom has a key" if app.state.answering.doors.guarded() else "to this machine only: there are no keys"
+        guarded = app.state.answering.doors.guarded()
+        whom = "to whom has a key" if guarded else "to this machine only: there are no keys"
         print(f"{name} answers at {_url(listener)}, {whom} (Ctrl-C ends it)", flush=True)
+        if front is not None:
+            login = "; its password is a key of the scope demo" if guarded else ""
+            print(f"the demo is at {_url(listener).removesuffix('v1')}{login}", flush=True)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
@@ -77,6 +85,7 @@ def serving(
     database: Engine | None = None,
     log: RequestLog | None = None,
     audit: AuditLog | None = None,
+    front: Starlette | None = None,
 ) -> Iterator[str]:
     """Serve a model in a thread, at a port that is free, for as long as the block lasts.
 
@@ -87,6 +96,7 @@ def serving(
         database: As for :func:`create_app`.
         log: Likewise.
         audit: Likewise.
+        front: Likewise.
 
     Yields:
         The base URL, ``http://127.0.0.1:PORT/v1``; the endpoint is ready then.
@@ -94,7 +104,8 @@ def serving(
     with _listener(LOOPBACK, 0) as listener:
         url = _url(listener)
         settings = settings or ServiceSettings(grace_seconds=0)
-        server = _Server(create_app(model, name=name, settings=settings, database=database, log=log, audit=audit))
+        app = create_app(model, name=name, settings=settings, database=database, log=log, audit=audit, front=front)
+        server = _Server(app)
         thread = threading.Thread(target=server.run, args=([listener],), name="service", daemon=True)
         thread.start()
         try:
@@ -143,6 +154,7 @@ class _Server(uvicorn.Server):
         )
         super().__init__(config)
         self._answering: Answering = app.state.answering
+        self._front: Front | None = app.state.front
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:  # nobody new, while those who are here are answered
@@ -153,6 +165,8 @@ class _Server(uvicorn.Server):
         while flights and not self.force_exit and time.monotonic() < until:
             await asyncio.sleep(0.01)
         self._answering.end_all()
+        if self._front is not None:
+            self._front.end_all()
         await super().shutdown(sockets)
 
 

@@ -13,6 +13,7 @@ class ServiceSettings:
         body_bytes: Of a request. The default holds a picture of 24 MB, or many small ones.
         pictures: In a request, those of its session included.
         pixels: Of a picture. The default is above a phone's photograph at full size but for the largest.
+        decode_seconds: For which a picture is decoded, at most.
         characters: Of all texts of a request together; the model's own limit, in tokens, is behind it.
         answer_tokens: That a request may ask for.
         choices: That a request may ask for (``n``).
@@ -31,6 +32,7 @@ class ServiceSettings:
     body_bytes: int = 32 * 2**20
     pictures: int = 32
     pixels: int = 50_000_000
+    decode_seconds: float = 10.0
     characters: int = 200_000
     answer_tokens: int = 2048
     choices: int = 8

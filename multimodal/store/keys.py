@@ -18,7 +18,12 @@ from sqlmodel import Field, Session, SQLModel, select
 
 from multimodal.store.database import StoreError
 
-SCOPES = {"chat": "ask questions", "sessions": "list and delete own sessions", "metrics": "read the metrics"}
+SCOPES = {
+    "chat": "ask questions",
+    "sessions": "list and delete own sessions",
+    "metrics": "read the metrics",
+    "demo": "use the demo, where rates are not counted",
+}
 NOBODY = hashlib.sha256(b"").hexdigest()
 
 

@@ -26,10 +26,15 @@ from PIL import Image
 
 import demo
 from multimodal.data import read_jsonl
+from multimodal.model import MultiModalModel
 from multimodal.samples import sample_images
+from multimodal.service import serving
+from multimodal.store import open_database
 from multimodal.store.feedback import Feedback
+from multimodal.store.keys import KeyStore
 from tests.demo.tiny import free_port, save_comparison
 
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="checks: pip install -e '.[test]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install -e '.[test]'")
 pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -97,6 +102,13 @@ FAINT = """() => {
     .filter(([ratio, least]) => ratio < least)
     .map(([ratio, , element]) => `${ratio.toFixed(2)} ${element.outerHTML.slice(0, 120)}`);
 }"""
+# What axe finds in parts that Gradio makes and gives no way to change: rules, and what stands in the elements.
+GRADIOS = {
+    # A picture in the chat lies in a button without a name; Gradio drops the `alt_text` that a message has for it.
+    "button-name": ('<div class="image-frame',),
+    # What closes a message lies in what folds it up, and what chooses a file in the button that is pressed for it.
+    "nested-interactive": ('class="toast-header', 'class="icon-button'),
+}
 PATIENCE = 120  # seconds for anything to appear: the machine may be busy
 SLOW = 0.15  # seconds for each token
 
@@ -170,8 +182,8 @@ def browser() -> Iterator[Any]:
 class Visit:
     """A person on the page, and what the browser has to say of it."""
 
-    def __init__(self, browser: Any, server: Server, **options: Any) -> None:
-        self.address = server.address
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.address = address
         self.page = browser.new_page(**options)
         self.page.set_default_timeout(1000 * PATIENCE)
         self.elsewhere: list[str] = []
@@ -179,7 +191,7 @@ class Visit:
         self.page.on("request", self._note_request)
         self.page.on("console", lambda entry: self.errors.append(entry.text) if entry.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(server.address)
+        self.page.goto(address)
         self.box.wait_for()
 
     @property
@@ -266,7 +278,7 @@ class Visit:
 @pytest.fixture
 def visit(browser: Any, server: Server) -> Iterator[Visit]:
     """A visit during which nothing may be asked of other hosts and nothing may go wrong in the browser."""
-    visit = Visit(browser, server)
+    visit = Visit(browser, server.address)
     yield visit
     visit.page.close()
     assert visit.elsewhere == []
@@ -459,7 +471,7 @@ def test_a_sample_is_one_click_and_a_stopped_answer_makes_room(visit: Visit) -> 
 
 
 def test_people_who_leave_make_room_for_others(browser: Any, server: Server, visit: Visit) -> None:
-    others = [Visit(browser, server) for _ in range(3)]  # more than are answered at once
+    others = [Visit(browser, server.address) for _ in range(3)]  # more than are answered at once
     for other in others:
         other.limit(512)
         other.take_sample(0)
@@ -478,7 +490,7 @@ def test_people_who_leave_make_room_for_others(browser: Any, server: Server, vis
 
 
 def test_the_page_speaks_chinese_to_those_who_prefer_it(browser: Any, server: Server) -> None:
-    visit = Visit(browser, server, locale="zh-CN")
+    visit = Visit(browser, server.address, locale="zh-CN")
     page = visit.page
     page.get_by_role("tab", name="提问").wait_for()
     assert page.get_by_text("非医疗器械").locator("visible=true").count() == 1
@@ -510,11 +522,14 @@ def test_the_keyboard_alone_is_enough(visit: Visit) -> None:
 def test_every_tab_at_both_widths(
     browser: Any, server: Server, tmp_path: Path, width: int, height: int, scheme: str
 ) -> None:
-    visit = Visit(browser, server, viewport={"width": width, "height": height}, color_scheme=scheme)
+    visit = Visit(browser, server.address, viewport={"width": width, "height": height}, color_scheme=scheme)
     page = visit.page
 
     def photograph(name: str) -> None:
-        page.wait_for_timeout(300)  # transitions of colours end
+        for dark in (scheme != "dark", scheme == "dark"):  # that of the picture last
+            page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+            page.wait_for_timeout(300)  # transitions of colours end
+            assert faults(page) == [], f"{name}, {'dark' if dark else 'light'}"
         page.screenshot(path=tmp_path / f"{name}-{width}.png", full_page=True)
         assert page.evaluate(STICKING_OUT) == [], f"{name} is too wide"
         assert page.evaluate(NAMELESS) == [], f"{name}: parts without a name"
@@ -618,6 +633,53 @@ def test_every_tab_at_both_widths(
     assert visit.elsewhere == [] and visit.errors == []
 
 
+def faults(page: Any) -> list[str]:
+    """Serious and critical faults that axe finds in the page as it is, but for Gradio's own."""
+    return [
+        f"{rule['id']}: {node['html'][:160]} {node['failureSummary']}"
+        for rule in axe.Axe().run(page).response["violations"]
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+        if not any(part in node["html"] for part in GRADIOS.get(rule["id"], ()))
+    ]
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_chat_on_the_page_of_the_service(
+    browser: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: bool
+) -> None:
+    """The policy and the login of the service are in nobody's way."""
+    from demo.mounted import mounted  # needs Gradio
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # set back after the demo has set it
+    monkeypatch.chdir(tmp_path)
+    save_comparison(tmp_path / "comparison-1")
+    database = open_database(tmp_path / "store.sqlite")
+    login: dict[str, Any] = {}
+    if guarded:
+        secret, _ = KeyStore(database).create("Ann", scopes=["demo"])
+        login["http_credentials"] = {"username": "Ann", "password": secret}
+    model = MultiModalModel.from_pretrained(tiny_folder)
+    with (
+        mounted(model, name=str(tiny_folder), anywhere=False) as front,
+        serving(model, name="tiny", database=database, front=front) as url,
+    ):
+        visit = Visit(browser, url.removesuffix("/v1"), **login)
+        visit.limit(8)
+        visit.upload_picture(ASSETS / "samples" / "label.png")
+        visit.ask("What is this?")
+        visit.wait_until_done()
+        assert visit.words() == 8
+        visit.page.locator("#overlay img").wait_for()
+        assert faults(visit.page) == [] and visit.page.evaluate(NAMELESS) == []
+        visit.page.get_by_role("tab", name="Choose").click()
+        report = visit.page.frame_locator("#report iframe")
+        report.get_by_role("heading", name="Comparison on toy").wait_for()
+        visit.page.close()
+        assert visit.elsewhere == [] and visit.errors == []
+
+
 def zip_of_pictures(count: int) -> bytes:
     """So many pictures in a folder, what a Mac adds to them, and one that is broken."""
     whole = (ASSETS / "samples" / "label.png").read_bytes()
@@ -635,7 +697,7 @@ def zip_of_pictures(count: int) -> bytes:
 )
 def test_the_embedded_model_answers_about_a_sample(browser: Any, tmp_path: Path) -> None:
     with start("embedded", tmp_path, seconds=0) as server:
-        visit = Visit(browser, server)
+        visit = Visit(browser, server.address)
         visit.limit(16)
         visit.upload_picture(ASSETS / "samples" / "chest_film.png")
         visit.ask("What modality is used to take this image?")

@@ -50,7 +50,7 @@ def test_addresses_and_metrics_are_those_of_the_code(url: str) -> None:
     place = url.removesuffix("/v1")
     known = httpx.get(f"{place}/openapi.json").json()["paths"]
     named = set(re.findall(r"^\| `(?:GET|POST) (\S+)`", PAGE, flags=re.MULTILINE))
-    assert set(known) - {"/v1/models/{called}"} == named - {"/docs", "/v1/sessions"}
+    assert set(known) - {"/v1/models/{called}"} == named - {"/", "/docs", "/v1/sessions"}
     metrics = httpx.get(f"{place}/metrics").text
     for name in set(re.findall(r"`(multimodal_\w+)`", PAGE)):
         assert f"# TYPE {name.removesuffix('_total')}" in metrics or f"# TYPE {name} " in metrics

@@ -71,7 +71,7 @@ class TestStore:
         assert made.digest.encode() in stored and secret.encode() not in stored and secret[12:].encode() not in stored
 
     def test_unknown_names_are_told(self, keys: KeyStore) -> None:
-        with pytest.raises(StoreError, match="no scope 'root': use chat, sessions, metrics"):
+        with pytest.raises(StoreError, match="no scope 'root': use chat, sessions, metrics, demo"):
             keys.create("me", scopes=["root"])
         with pytest.raises(StoreError, match="no key 'abc': `multimodal keys list` shows them"):
             keys.revoke("abc")

@@ -18,6 +18,7 @@ from PIL import Image
 from multimodal.model import MultiModalModel
 from multimodal.service import ServiceSettings, serving
 from tests.service.conftest import NAME, QUESTION, Slow, asking, client_of, wait_for
+from tests.test_decoding import endless
 from tests.training.tiny import draw
 
 SETTINGS = ServiceSettings(grace_seconds=0)
@@ -60,6 +61,15 @@ def test_a_small_file_of_many_pixels_is_not_decoded(client: openai.OpenAI) -> No
     assert len(file.getvalue()) < 100_000
     with pytest.raises(openai.BadRequestError, match="8,000 x 7,000 pixels; all in all 50,000,000 are read"):
         client.chat.completions.create(model=NAME, messages=asking(QUESTION, bomb))
+
+
+def test_a_picture_that_takes_too_long_is_refused_and_others_are_answered(model: MultiModalModel) -> None:
+    slow = f"data:image/jpeg;base64,{base64.b64encode(endless()).decode()}"
+    with serving(model, name=NAME, settings=replace(SETTINGS, decode_seconds=1)) as url:
+        with pytest.raises(openai.BadRequestError, match="picture 2 takes longer than 1 seconds to decode") as caught:
+            ask(url, asking(QUESTION, draw("red", 0), slow))
+        assert caught.value.code == "invalid_image"
+        assert ask(url, asking(QUESTION, draw("red", 0))).choices
 
 
 class TestBackPressure:

@@ -188,7 +188,17 @@ class TestServe:
 
 class TestCommand:
     def test_serves_until_it_is_interrupted(self, checkpoint: Path, adapter: Path) -> None:
-        command = [sys.executable, "-m", "multimodal.cli", "serve", "--model", str(checkpoint), "--port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "multimodal.cli",
+            "serve",
+            "--model",
+            str(checkpoint),
+            "--port",
+            "0",
+            "--no-demo",
+        ]
         process = subprocess.Popen(
             [*command, "--adapter", str(adapter)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

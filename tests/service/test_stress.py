@@ -46,7 +46,9 @@ class Server:
 
     def __init__(self, *words: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "multimodal.cli", "serve", "--port", "0", *words], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "multimodal.cli", "serve", "--port", "0", "--no-demo", *words],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:\d+", self.process.stdout.readline())
