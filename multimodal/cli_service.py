@@ -63,7 +63,7 @@ def add_serve(command: Any) -> None:
         metavar="FILE",
         help="a JSON line for each answer: who, when, digests of model, adapter, pictures and answer",
     )
-    add_ray(serve)
+    add_ray(serve, auto=True)
     serve.set_defaults(run=_serve)
 
 
