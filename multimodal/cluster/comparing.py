@@ -157,7 +157,7 @@ class Replicas:
             )
         try:
             first, *others = ray.get(opened)
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayError as error:
             raise PipelineError(f"a replica died while it loaded; Ray's logs say why: {message_of(error)}") from error
         for each in (first, *others):
             if isinstance(each, Failure):
@@ -189,13 +189,13 @@ class Replicas:
                 raise PipelineError("no replica is left; Ray's logs say why: start the command again")
             try:
                 said = ray.get(replica.answer.remote(name, question))
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.RayTaskError:  # it lives, but its answer does not survive the way
+                self._free.put(replica)
+                raise
+            except ray.exceptions.RayError:
                 back = replica.open.options(max_task_retries=-1).remote()
                 back.future().add_done_callback(partial(self._come_back, replica))
                 continue
-            except BaseException:
-                self._free.put(replica)
-                raise
             self._free.put(replica)
             if isinstance(said, Failure):
                 raise said.error()
@@ -218,7 +218,7 @@ class Replicas:
 
         told = [replica.forget.remote(name) for replica in self._all]
         for each in told:
-            with suppress(ray.exceptions.RayActorError):  # it comes back with nothing to forget
+            with suppress(ray.exceptions.RayError):  # it comes back with nothing to forget
                 ray.get(each)
 
 
