@@ -351,8 +351,11 @@ def train(
     if last is not None and _is_over(trainer, last, settings):
         say(f"{last} is at the end of this training: nothing is left to do")
     else:
-        in_memory = isinstance(dataset, TrainingSet)
-        if in_memory and has_prefixes and frozen_prefix and all(row.start is not None for row in dataset.rows):
+        if (
+            isinstance(dataset, TrainingSet)
+            and (has_prefixes and frozen_prefix)
+            and all(row.start is not None for row in dataset.rows)
+        ):
             dataset.prefixes = PrefixCache(settings.cache, model, [row.input_ids for row in dataset.rows])
         if is_main():
             remove_incomplete(checkpoints)
