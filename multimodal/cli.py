@@ -132,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")
     train.add_argument("--skip-bad", action="store_true", default=None, help="leave out broken rows, and list them")
     train.add_argument(
+        "--streaming",
+        action="store_true",
+        default=None,
+        help="read data as steps need it, for sets that memory does not hold; with --max-steps, without [vision]",
+    )
+    train.add_argument(
         "--tensorboard", action="store_true", default=None, help="write curves for TensorBoard, beside the checkpoints"
     )
     train.set_defaults(run=_train)
@@ -346,6 +352,7 @@ _TRAINING_OPTIONS = (
     "seed",
     "skip_bad",
     "lora_rank",
+    "streaming",
     "tensorboard",
 )
 

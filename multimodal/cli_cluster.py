@@ -1,4 +1,4 @@
-"""The command line of what goes beyond one machine: ``multimodal batch``, ``serve --ray``, ``migrate`` and ``plan``.
+"""The command line of what goes beyond one machine: ``multimodal batch``, ``--ray``, ``migrate`` and ``plan``.
 
 Heavy imports wait until a command needs them.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, quiet
 from multimodal.presets import PRESETS
+
+if TYPE_CHECKING:
+    from multimodal.compare import CompareSettings, Results
 
 
 def add_batch(command: Any) -> None:
@@ -31,25 +34,31 @@ def add_batch(command: Any) -> None:
     batch.set_defaults(run=_batch)
 
 
-def add_ray(serve: argparse.ArgumentParser) -> None:
-    """Add what is said of a cluster to ``serve``."""
-    cluster = serve.add_argument_group("a cluster")
+def add_ray(command: argparse.ArgumentParser, *, service: bool) -> None:
+    """Add what is said of a cluster to ``serve`` or ``compare``.
+
+    Args:
+        command: The one.
+        service: Whether it lasts, so that replicas may follow the load, and be replaced.
+    """
+    cluster = command.add_argument_group("a cluster")
     cluster.add_argument(
-        "--ray", action="store_true", help="serve on Ray: on the cluster that RAY_ADDRESS names, else on this machine"
+        "--ray", action="store_true", help="answer on Ray: on the cluster that RAY_ADDRESS names, else on this machine"
     )
     cluster.add_argument(
         "--replicas",
-        type=_replicas,
+        type=_replicas if service else count,
         default=1,
         metavar="N",
-        help="how many models answer; auto for as many as waiting requests need (default: 1)",
+        help=f"how many models answer{'; auto for as many as waiting requests need' if service else ''} (default: 1)",
     )
     add_resources(cluster)
-    cluster.add_argument(
-        "--update",
-        action="store_true",
-        help="replace what the cluster's service serves by what this command says, replica by replica, and return",
-    )
+    if service:
+        cluster.add_argument(
+            "--update",
+            action="store_true",
+            help="replace what the cluster's service serves by what this command says, replica by replica, and return",
+        )
 
 
 def _replicas(text: str) -> int | str:
@@ -131,6 +140,17 @@ def serve_on_ray(options: argparse.Namespace, limits: Mapping[str, Any]) -> int:
     else:
         serving.serve_on_ray(settings, host=options.host, port=options.port)
     return 0
+
+
+def compare_on_ray(options: argparse.Namespace, settings: CompareSettings) -> Results:
+    """Run ``compare --ray``."""
+    from multimodal.cluster import comparing
+
+    resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
+    try:
+        return comparing.compare_on_ray(settings, replicas=options.replicas, **resources)
+    except ImportError as error:  # it says what to install
+        raise RuntimeError(str(error)) from None
 
 
 def _model_everywhere(model: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.arguments import PRECISION_HELP, PRECISIONS, count, names, quiet, share
+from multimodal.cli_cluster import add_ray, compare_on_ray
 
 
 def add_compare(command: Any) -> None:
@@ -37,7 +38,10 @@ def add_compare(command: Any) -> None:
     compare.add_argument("--limit", type=count, help="draw at most so many questions of each task")
     compare.add_argument("--seed", type=int, default=0, help="of the draw and of shuffled pictures (default: 0)")
     compare.add_argument(
-        "--concurrency", type=count, default=1, help="questions at a time; seconds are honest at 1 (default: 1)"
+        "--concurrency",
+        type=count,
+        default=1,
+        help="questions at a time, of each replica on a cluster; seconds are honest at 1 (default: 1)",
     )
     compare.add_argument(
         "--no-shuffled", dest="shuffled", action="store_false", help="leave out the control with other pictures"
@@ -76,6 +80,7 @@ def add_compare(command: Any) -> None:
     )
     parts.add_argument("--judge-model", default="", metavar="NAME", help="what it calls the model")
     parts.add_argument("--assumptions", type=Path, metavar="YAML", help="prices of your own; see docs/choosing.md")
+    add_ray(compare, service=False)
     compare.set_defaults(run=_compare)
 
     report = compare.add_subparsers(metavar="report RUN").add_parser("report", help="write the report of a comparison")
@@ -137,7 +142,7 @@ def _compare(options: argparse.Namespace) -> int:
         **_chosen(options, CompareSettings, leave=("made_of",)),
         made_of=made_of,
     )
-    results = compare(settings)
+    results = compare_on_ray(options, settings) if options.ray else compare(settings)
     for path in write_report(results, settings.output):
         print(f"written: {path}")
     return 0

@@ -75,7 +75,7 @@ def add_serve(command: Any) -> None:
     serve.add_argument(
         "--no-demo", action="store_true", help="leave out the page for people at / (also: with --audit or --ray)"
     )
-    add_ray(serve)
+    add_ray(serve, service=True)
     serve.set_defaults(run=_serve)
 
 

@@ -1,4 +1,4 @@
-"""Beyond one machine: how many replicas traffic takes, batches on Ray Data, the service on Ray Serve.
+"""Beyond one machine: how many replicas traffic takes, batches, comparisons and the service on Ray.
 
 Nothing here is imported without being asked for, since SimPy and Ray come with the ``cluster`` extra.
 """

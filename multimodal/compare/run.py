@@ -91,12 +91,18 @@ class CompareSettings:
     command: str | None = None
 
 
-def compare(settings: CompareSettings, *, progress: bool = True) -> Results:
+def compare(
+    settings: CompareSettings,
+    *,
+    progress: bool = True,
+    make: Callable[[Sequence[str], Parts], list[Pipeline]] = make_pipelines,
+) -> Results:
     """Run a comparison, or go on with what its folder holds. It may be called where an event loop runs (Jupyter).
 
     Args:
         settings: The comparison.
         progress: Show a bar for each pipeline and task.
+        make: Makes the pipelines; on a cluster others than :func:`~multimodal.pipelines.make_pipelines` does.
 
     Raises:
         DataError: If a data set cannot be read.
@@ -124,7 +130,7 @@ def compare(settings: CompareSettings, *, progress: bool = True) -> Results:
     import inspect_ai  # noqa: F401  # takes seconds, which no question waits for
 
     with store.alone(), Parts(made_of) as parts:
-        pipelines = make_pipelines(settings.pipelines, parts)
+        pipelines = make(settings.pipelines, parts)
         judge = Judge(parts.endpoint(settings.judge, settings.judge_model)) if settings.judge else None
         controls = ["", SHUFFLED] if settings.shuffled else [""]
         _note(store, settings, tasks, pipelines, controls)
@@ -184,7 +190,7 @@ class _Run:
                 bar.update()
 
         started, judged = time.perf_counter(), self.judging
-        with bar, measured_energy() as energy:
+        with bar, measured_energy(elsewhere=bool(_elsewhere(pipeline))) as energy:
             _evaluate(task, samples, name, answer, self)
         seconds = time.perf_counter() - started - (self.judging - judged) / self.settings.concurrency
         if self.fatal is not None:
@@ -228,7 +234,7 @@ class _Run:
                 except _FATAL:
                     raise
                 except Exception as error:
-                    self._keep(key, replace(record, error=_said(error)))
+                    self._keep(key, replace(record, error=message_of(error)))
                     raise
                 self._keep(key, replace(record, answer=answer))
                 self._pay(answer.cost)
@@ -251,7 +257,7 @@ class _Run:
             self._pay(said.cost)
             return replace(record, answer=answer, judged=said.score, judge_cost=said.cost or 0.0)
         except PipelineError as error:
-            return replace(record, answer=answer, error=_said(error))
+            return replace(record, answer=answer, error=message_of(error))
         finally:
             with self._lock:
                 self.judging += time.perf_counter() - started
@@ -282,8 +288,8 @@ class _Run:
 _FATAL = (BudgetError, JournalError, KeyboardInterrupt)
 
 
-def _said(error: Exception) -> str:
-    """In one line, with its kind where the message is not one of ours."""
+def message_of(error: Exception) -> str:
+    """What an error says, in one line, with its kind where the message is not one of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, PipelineError | ImageError) else f"{type(error).__name__}: {text}"
 
@@ -417,7 +423,7 @@ def _note(
         {
             "command": settings.command or command_of(settings),
             "settings": chosen,
-            "machine": _machine(),
+            "machine": _machine(pipelines),
             "controls": controls,
             "pipelines": names,
             "remote": remote,
@@ -452,7 +458,12 @@ def command_of(settings: CompareSettings) -> str:
     return " ".join([*parts, f"--output {shlex.quote(str(settings.output))}"])
 
 
-def _machine() -> dict[str, str]:
+def _elsewhere(pipeline: Pipeline) -> str:
+    """Where a pipeline's answers are computed; empty for this machine, and for an endpoint."""
+    return getattr(pipeline, "elsewhere", "")
+
+
+def _machine(pipelines: Sequence[Pipeline]) -> dict[str, str]:
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -462,7 +473,9 @@ def _machine() -> dict[str, str]:
     versions = {
         name: importlib.metadata.version(name) for name in ("multimodal", "torch", "transformers", "inspect-ai")
     }
-    return {"cpu": cpu, "cores": str(os.cpu_count()), "python": platform.python_version(), **versions}
+    places = ", ".join(sorted({*map(_elsewhere, pipelines)} - {""}))
+    answered_by = {"answered by": places} if places else {}
+    return {"cpu": cpu, "cores": str(os.cpu_count()), **answered_by, "python": platform.python_version(), **versions}
 
 
 def _measure_memory(store: Store, settings: CompareSettings, made_of: PipelineSettings, names: Sequence[str]) -> None:

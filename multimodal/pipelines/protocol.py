@@ -120,10 +120,10 @@ class PipelineError(RuntimeError):
 class Pipeline(Protocol):
     """A way of answering. It may be asked from several threads at once.
 
-    Who measures it also looks for four things that it may have, or not: ``prepare()`` loads what answering needs,
+    Who measures it also looks for five things that it may have, or not: ``prepare()`` loads what answering needs,
     ``forget()`` keeps nothing of earlier questions, so that the next one takes what a first one does; ``remote`` tells
     whether what is asked leaves this machine (else it does not), ``uses_pictures`` whether they have a part in its
-    answers (else they have).
+    answers (else they have), ``elsewhere`` which machines of one's own compute them (else this one).
 
     Attributes:
         name: Stands in tables and file names.

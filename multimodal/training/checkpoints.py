@@ -93,8 +93,8 @@ class ResumableTrainer(Trainer):
         self._gone_on_from: Path | None = None
         self.add_callback(_GoOn(self))
 
-    def loader_of(self, order: Sampler) -> DataLoader:
-        """Batches of this process. The order has dealt out the rows, so nothing else may."""
+    def loader_of(self, order: Sampler | None) -> DataLoader:
+        """Batches of this process. The order, or a stream without one, has dealt out the rows, so nothing else may."""
         loader = DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
@@ -103,7 +103,12 @@ class ResumableTrainer(Trainer):
             num_workers=loading_processes(),
         )
         return prepare_data_loader(
-            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
         )
 
     def steps_left(self, checkpoint: Path) -> int:

@@ -45,13 +45,61 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """A sample as tokens; ``start`` is where its first picture stands."""
+
     sample: Sample
     pictures: Pictures
     input_ids: list[int]
     labels: list[int]
-    start: int | None  # where the first picture stands
+    start: int | None
     passes: float
+
+
+def rows_of(source: Source, processor: FusionProcessor) -> list[Row]:
+    """The samples of a source as tokens; they have answers."""
+    if not source.samples:
+        return []
+    tokenizer, rows = processor.tokenizer, []
+    prompts = tokenizer.apply_chat_template(
+        [conversation(sample.question, sample.images) for sample in source.samples],
+        chat_template=processor.chat_template,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        sanitize_control_tokens=True,
+    )
+    answers = tokenizer([sample.answer for sample in source.samples], add_special_tokens=False)["input_ids"]
+    for sample, prompt, words in zip(source.samples, prompts, answers, strict=True):
+        answer = [*words, tokenizer.eos_token_id]
+        labels = [IGNORED] * len(prompt) + answer
+        start = suffix_start(prompt, processor.image_token_id)
+        rows.append(Row(sample, source.pictures, [*prompt, *answer], labels, start, source.passes))
+    return rows
+
+
+def item_of(
+    row: Row, seed: str, *, grid: tuple[int, int] | None = None, start: int = 0, idle: bool = False
+) -> dict[str, Any]:
+    """What a collator takes of a row.
+
+    Args:
+        row: The row.
+        seed: Fixes the views of its pictures.
+        grid: The encoder's: where given, the item says where to look.
+        start: Leave out tokens before this one.
+        idle: Whether no token of it counts.
+    """
+    drawn = [row.pictures.draw(path, f"{seed}/{place}") for place, path in enumerate(row.sample.images)]
+    target = {}
+    if grid is not None and len(drawn) == 1 and row.sample.boxes and not idle:
+        target["target"] = box_target(row.sample.boxes, drawn[0][1], grid)
+    return {
+        **target,
+        "input_ids": row.input_ids[start:],
+        "labels": [IGNORED] * (len(row.labels) - start) if idle else row.labels[start:],
+        row.pictures.key: [states for states, _ in drawn],
+    }
 
 
 class TrainingSet(Dataset):
@@ -79,26 +127,7 @@ class TrainingSet(Dataset):
     ) -> None:
         self.seed, self.grid, self.frozen_decoder = seed, grid, frozen_decoder
         self.prefixes: PrefixCache | None = None
-        self.rows: list[_Row] = []
-        tokenizer = processor.tokenizer
-        for source in sources:
-            if not source.samples:
-                continue
-            prompts = tokenizer.apply_chat_template(
-                [conversation(sample.question, sample.images) for sample in source.samples],
-                chat_template=processor.chat_template,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-                sanitize_control_tokens=True,
-            )
-            answers = tokenizer([sample.answer for sample in source.samples], add_special_tokens=False)["input_ids"]
-            for sample, prompt, words in zip(source.samples, prompts, answers, strict=True):
-                answer = [*words, tokenizer.eos_token_id]
-                labels = [IGNORED] * len(prompt) + answer
-                start = suffix_start(prompt, processor.image_token_id)
-                row = _Row(sample, source.pictures, [*prompt, *answer], labels, start, source.passes)
-                self.rows.append(row)
+        self.rows: list[Row] = [row for source in sources for row in rows_of(source, processor)]
 
     @property
     def digest(self) -> str:
@@ -122,18 +151,8 @@ class TrainingSet(Dataset):
         row = self.rows[index]
         known: dict[str, Any] = {} if self.prefixes is None else {"prefix": self.prefixes[row.input_ids]}
         start = (row.start or 0) if known else 0
-        drawn = [
-            row.pictures.draw(path, f"{self.seed}/{epoch}/{index}/{place}")
-            for place, path in enumerate(row.sample.images)
-        ]
-        if self.grid is not None and len(drawn) == 1 and row.sample.boxes and not idle:
-            known["target"] = box_target(row.sample.boxes, drawn[0][1], self.grid)
-        return {
-            **known,
-            "input_ids": row.input_ids[start:],
-            "labels": [IGNORED] * (len(row.labels) - start) if idle else row.labels[start:],
-            row.pictures.key: [states for states, _ in drawn],
-        }
+        item = item_of(row, f"{self.seed}/{epoch}/{index}", grid=self.grid, start=start, idle=idle)
+        return {**known, **item}
 
 
 class EpochOrder(Sampler[tuple[int, int]]):

@@ -53,8 +53,37 @@ class LivePictures:
 
     def draw(self, path: Path, seed: str) -> tuple[torch.Tensor, View]:
         """One augmented view, prepared for the encoder, and what that view is."""
-        view = draw_view(self.kinds[path], seed)
-        return self.image_processor(view.of(load_image(path)), return_tensors="pt")["pixel_values"][0], view
+        return _drawn(path, self.kinds[path], seed, self.image_processor)
+
+
+class StreamedPictures:
+    """The same for pictures of one kind that are not known beforehand: a broken one is told when its turn comes.
+
+    Args:
+        kind: Of :mod:`multimodal.training.augmentation`.
+        image_processor: What prepares pictures for the encoder.
+    """
+
+    key = "pixel_values"
+
+    def __init__(self, kind: str, *, image_processor: Any) -> None:
+        self.kind, self.image_processor = kind, image_processor
+
+    def draw(self, path: Path, seed: str) -> tuple[torch.Tensor, View]:
+        """One augmented view, prepared for the encoder, and what that view is.
+
+        Raises:
+            DataError: If the picture cannot be used.
+        """
+        try:
+            return _drawn(path, self.kind, seed, self.image_processor)
+        except ImageError as error:
+            raise DataError(f"this picture {error.problem}", file=path, remedy=error.remedy) from error
+
+
+def _drawn(path: Path, kind: str, seed: str, image_processor: Any) -> tuple[torch.Tensor, View]:
+    view = draw_view(kind, seed)
+    return image_processor(view.of(load_image(path)), return_tensors="pt")["pixel_values"][0], view
 
 
 def check_pictures(paths: Iterable[Path]) -> None:

@@ -40,9 +40,10 @@ from multimodal.training.collator import FusionCollator, Source, TrainingSet
 from multimodal.training.evaluation import readable
 from multimodal.training.features import CachedPictures, FeatureCache
 from multimodal.training.lora import DECODER_NAME, add_to_decoder, make_part_of_decoder
-from multimodal.training.pictures import LivePictures, Pictures
+from multimodal.training.pictures import LivePictures, Pictures, StreamedPictures
 from multimodal.training.prefix import PrefixCache, can_keep_prefixes
 from multimodal.training.processes import device, is_main, rows_of_a_process, say, wait_for_all
+from multimodal.training.stream import TrainingStream
 from multimodal.training.text_side import as_text
 from multimodal.training.trainer import FusionTrainer
 from multimodal.training.validation import (
@@ -99,6 +100,8 @@ class TrainingSettings:
             numbers are no constants, and every step runs over whole rows (see ``prefix.py``).
         pipeline: Train nothing but that LoRA, on what ``"text_only"`` or ``"blind"`` would send to the decoder (see
             ``text_side.py``); what is saved is an adapter. Empty trains the fused model.
+        streaming: Read data as steps need it (see ``stream.py``), for sets that memory does not hold. It wants
+            ``max_steps``, and nothing that looks at a whole data set first.
     """
 
     data: Mapping[str, float]
@@ -126,6 +129,7 @@ class TrainingSettings:
     ema: float = 0.0
     lora_rank: int = 0
     pipeline: str = ""
+    streaming: bool = False
 
 
 def kind_of(name: str) -> str:
@@ -280,8 +284,11 @@ def train(
     elif not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("nothing is trained: choose parts with model.set_trainable(...)")
     rows_of_a_process(settings.batch_size)  # told before anything is computed
+    if settings.streaming:
+        _check_streaming(settings)
     model.to(device())  # features and prefixes are computed before Trainer moves it there
-    data = _read(settings, decoder_is_trained=decoder_is_trained or settings.lora_rank > 0)
+    decoder_is_trained = decoder_is_trained or settings.lora_rank > 0
+    data = _Data({}, {}, {}) if settings.streaming else _read(settings, decoder_is_trained=decoder_is_trained)
     questions: dict[str, list[Sample]] = {}
     if settings.validate_steps:
         questions = choose_questions(
@@ -292,22 +299,32 @@ def train(
     if settings.lora_rank:
         layers = add_to_decoder(model, settings.lora_rank, seed=settings.seed)
         say(f"LoRA of rank {settings.lora_rank} on {len(layers)} projections of the decoder")
-    pictures = pictures_of(data.kinds, model, processor, settings)
-    sources = [Source(found, pictures, settings.data.get(name, 1.0)) for name, found in data.samples.items()]
+    checkpoints = settings.output / "checkpoints"
+    last = last_checkpoint(checkpoints)
+    grid = tuple(model.config.vision_config.grid_size) if settings.box_weight else None
     has_prefixes = can_keep_prefixes(model)
-    dataset = TrainingSet(
-        sources,
-        processor,
-        seed=settings.seed,
-        grid=tuple(model.config.vision_config.grid_size) if settings.box_weight else None,
-        frozen_decoder=has_prefixes,
-    )
+    dataset: TrainingSet | TrainingStream
+    if settings.streaming:
+        dataset = TrainingStream(
+            {
+                name: StreamedPictures(kind_of(name), image_processor=processor.image_processor)
+                for name in settings.data
+            },
+            processor,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            grid=grid,
+            needs_picture=not decoder_is_trained,
+            start=0 if last is None else _steps_until(last) * settings.batch_size,
+        )
+    else:
+        pictures = pictures_of(data.kinds, model, processor, settings)
+        sources = [Source(found, pictures, settings.data.get(name, 1.0)) for name, found in data.samples.items()]
+        dataset = TrainingSet(sources, processor, seed=settings.seed, grid=grid, frozen_decoder=has_prefixes)
     for module in model.modules():
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
             module.float()
 
-    checkpoints = settings.output / "checkpoints"
-    last = last_checkpoint(checkpoints)
     _note_run(model, dataset, settings, going_on=last is not None)
     stop = CheckpointOnInterrupt()
     trainer = FusionTrainer(
@@ -334,7 +351,11 @@ def train(
     if last is not None and _is_over(trainer, last, settings):
         say(f"{last} is at the end of this training: nothing is left to do")
     else:
-        if has_prefixes and frozen_prefix and all(row.start is not None for row in dataset.rows):
+        if (
+            isinstance(dataset, TrainingSet)
+            and (has_prefixes and frozen_prefix)
+            and all(row.start is not None for row in dataset.rows)
+        ):
             dataset.prefixes = PrefixCache(settings.cache, model, [row.input_ids for row in dataset.rows])
         if is_main():
             remove_incomplete(checkpoints)
@@ -361,6 +382,31 @@ def train(
         processor.save_pretrained(settings.output)
     wait_for_all()
     return model
+
+
+def _check_streaming(settings: TrainingSettings) -> None:
+    """Refuse what looks at a whole data set before it trains.
+
+    Raises:
+        ValueError: It says what.
+    """
+    whole = {
+        "vision": settings.vision is not None,
+        "held_out": settings.held_out > 0,
+        "refusals": settings.refusals > 0,
+        "skip_bad": settings.skip_bad,
+        "validate_steps": settings.validate_steps > 0,
+        "pipeline": bool(settings.pipeline),
+        "passes": any(passes != 1 for passes in settings.data.values()),
+    }
+    if asked := [name for name, is_asked in whole.items() if is_asked]:
+        raise ValueError(f"{', '.join(asked)}: not with streaming, which sees a sample only when its turn comes")
+    if settings.max_steps <= 0:
+        raise ValueError("a stream has no end: give max_steps")
+
+
+def _steps_until(checkpoint: Path) -> int:
+    return TrainerState.load_from_json(str(checkpoint / STATE)).global_step
 
 
 def _is_over(trainer: FusionTrainer, checkpoint: Path, settings: TrainingSettings) -> bool:
@@ -410,6 +456,7 @@ def _arguments(settings: TrainingSettings, output: Path, *, bf16: bool) -> Train
         logging_steps=LOGGING_STEPS,
         save_steps=settings.save_steps,
         save_total_limit=2,
+        ignore_data_skip=settings.streaming,  # the stream begins where it has to
         report_to=["tensorboard"] if settings.tensorboard else [],
         remove_unused_columns=False,
     )
@@ -420,7 +467,11 @@ def _arguments(settings: TrainingSettings, output: Path, *, bf16: bool) -> Train
 
 
 def _note_run(
-    model: FusionForConditionalGeneration, dataset: TrainingSet, settings: TrainingSettings, *, going_on: bool
+    model: FusionForConditionalGeneration,
+    dataset: TrainingSet | TrainingStream,
+    settings: TrainingSettings,
+    *,
+    going_on: bool,
 ) -> None:
     """Write down what the run is, or compare: going on with other settings would mix two runs.
 
@@ -429,7 +480,8 @@ def _note_run(
     """
     file = settings.output / "training.json"
     now: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
-    now["samples"] = f"{len(dataset)} samples, {dataset.digest}"
+    number = "streamed" if isinstance(dataset, TrainingStream) else f"{len(dataset)} samples"
+    now["samples"] = f"{number}, {dataset.digest}"
     now["trained parameters"] = sum(part.trainable for part in model.trainable_parts())
     if going_on and file.exists():
         before = json.loads(file.read_text())

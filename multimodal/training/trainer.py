@@ -20,6 +20,7 @@ from multimodal.training.averaging import MovingAverage
 from multimodal.training.checkpoints import ResumableTrainer, save_trained
 from multimodal.training.collator import IGNORED, EpochOrder
 from multimodal.training.processes import totals, world_size
+from multimodal.training.stream import TrainingStream
 from multimodal.training.validation import Validation
 
 # Times the others' learning rate. A gate must travel far before its block counts. As long as it is nearly shut, the
@@ -73,6 +74,8 @@ class FusionTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches in an order that follows from seed and epoch."""
+        if isinstance(self.train_dataset, TrainingStream):
+            return self.loader_of(None)
         batch_size = self._train_batch_size * world_size()
         return self.loader_of(EpochOrder(self.train_dataset, batch_size, seed=self.args.seed))
 
