@@ -270,10 +270,15 @@ def compare_on_ray(
     """
     from multimodal.cluster.connection import connected
 
-    resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
-
     def make(names: Sequence[str], parts: Parts) -> list[Pipeline]:
-        pool = Replicas(names, parts.settings, count=replicas, concurrency=settings.concurrency, **resources)
+        pool = Replicas(
+            names,
+            parts.settings,
+            count=replicas,
+            concurrency=settings.concurrency,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+        )
         elsewhere = f"{replicas} replicas on Ray, {num_cpus:g} cores and {num_gpus:g} GPUs each"
         return [PipelineOnReplicas(face, pool, elsewhere) for face in pool.faces]
 

@@ -151,8 +151,7 @@ class TrainingSet(Dataset):
         row = self.rows[index]
         known: dict[str, Any] = {} if self.prefixes is None else {"prefix": self.prefixes[row.input_ids]}
         start = (row.start or 0) if known else 0
-        item = item_of(row, f"{self.seed}/{epoch}/{index}", grid=self.grid, start=start, idle=idle)
-        return {**known, **item}
+        return {**known, **item_of(row, f"{self.seed}/{epoch}/{index}", grid=self.grid, start=start, idle=idle)}
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
