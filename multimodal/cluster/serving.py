@@ -14,6 +14,7 @@ import hashlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -331,12 +332,25 @@ def update_on_ray(settings: ServingSettings) -> None:
             raise RuntimeError("the cluster does not serve this yet: start it without --update")
         entrance: HTTPOptions = ray.get(controller.get_http_config.remote())
         check_address(entrance.host or "", entrance.port, database=settings.database())
+        before = _answering(controller)
         _deploy(settings)
+        while before & _answering(controller):  # Serve can call itself running before it has begun
+            status = serve.status().applications[NAME]
+            if status.status == "DEPLOY_FAILED":
+                raise RuntimeError(f"the new replicas do not start: {status.message}")
+            time.sleep(0.2)
         print(f"{settings.called} is updated on all replicas", flush=True)
 
 
 def _deploy(settings: ServingSettings) -> None:
     serve.run(build(settings), name=NAME, logging_config=LOGGING)
+
+
+def _answering(controller: Any) -> set[str]:
+    """The replicas that run, by their numbers."""
+    deployments = ray.get(controller.get_serve_instance_details.remote())["applications"][NAME]["deployments"]
+    replicas = [replica for each in deployments.values() for replica in each["replicas"]]
+    return {replica["replica_id"] for replica in replicas if replica["state"] == "RUNNING"}
 
 
 def _controller() -> Any:
