@@ -76,10 +76,13 @@ def measure(model: MultiModalModel, *, kind: str, price: float | None, rounds: i
 
 def steps(model: MultiModalModel, rows: int) -> float:
     """Seconds of a step with so many answers in it: the time between tokens that came while all were written."""
-    generations = model.engine.generate([_prompt(model, row) for row in range(rows)])
-    begin = max(_times(generation)[0] for generation in generations)
-    end = min(_times(generation)[-1] for generation in generations)
-    between = [at for at in _times(generations[0]) if begin <= at <= end]
+    new_tokens, between = NEW_TOKENS, list[float]()
+    while len(between) < NEW_TOKENS // 2:  # the first answer may be written before the last prompt is read
+        generations = model.engine.generate([_prompt(model, row, new_tokens) for row in range(rows)])
+        begin = max(_times(generation)[0] for generation in generations)
+        end = min(_times(generation)[-1] for generation in generations)
+        between = [at for at in _times(generations[0]) if begin <= at <= end]
+        new_tokens *= 2
     return (between[-1] - between[0]) / (len(between) - 1)
 
 
@@ -87,16 +90,14 @@ def _times(generation: Generation) -> list[float]:
     return [token.time for token in generation.tokens]
 
 
-def _prompt(model: MultiModalModel, row: int) -> Request:
+def _prompt(model: MultiModalModel, row: int, new_tokens: int) -> Request:
     """A picture and words without sense: a step takes longer for who sees, and not for what is said."""
-    pixels = model.processor.image_processor(load_image(sample_images()[0].path), return_tensors="pt")["pixel_values"][
-        0
-    ]
+    image = load_image(sample_images()[0].path)
+    (pixels,) = model.processor.image_processor(image, return_tensors="pt")["pixel_values"]
     chance = torch.Generator().manual_seed(row)
     most = min(model.model.config.text_config.vocab_size, 40_000)
     words = torch.randint(most // 2, most, (20,), generator=chance).tolist()
-    image = model.model.config.image_token_id
-    return Request([image, *words], [Picture(pixels, digest_of(pixels))], NEW_TOKENS)
+    return Request([model.model.config.image_token_id, *words], [Picture(pixels, digest_of(pixels))], new_tokens)
 
 
 def _counts(model: MultiModalModel) -> list[int]:

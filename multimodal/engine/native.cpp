@@ -44,7 +44,7 @@
 #if defined(WITH_VNNI) && defined(__AVX512BF16__)
 #define WITH_BF16 1
 #endif
-#if defined(WITH_BF16) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
+#if defined(WITH_BF16) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__)
 #define WITH_AMX 1
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -1060,7 +1060,9 @@ void multimodal_step(const Model* model, void* workspace, const Row* rows, int64
 #endif
 #ifdef WITH_AMX
       std::optional<TileRegisters> registers;
-      if ((space.activations[thread].with_amx = space.with_amx && now >= kAmxRows)) registers.emplace(std::min(now, kTile));
+      const bool with_amx = space.with_amx && now >= kAmxRows;
+      space.activations[thread].with_amx = with_amx;
+      if (with_amx) registers.emplace(std::min(now, kTile));
 #endif
       Pass(*model, space, space.activations[thread], rows + start, now).forward(to, stride, first);
     }

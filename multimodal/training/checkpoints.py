@@ -85,9 +85,8 @@ class ResumableTrainer(Trainer):
                 "FSDP and DeepSpeed shard weights that are trained, of which a fused model has few, and a checkpoint "
                 "holds whole ones: start one process for each GPU with torchrun, without either"
             )
-        if (
-            DEFAULT_PROGRESS_CALLBACK is not ProgressCallback and not self.args.disable_tqdm
-        ):  # in a notebook; it fails where training stops early
+        in_a_notebook = DEFAULT_PROGRESS_CALLBACK is not ProgressCallback
+        if in_a_notebook and not self.args.disable_tqdm:  # its bar fails where training stops early
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
             self.add_callback(ProgressCallback)
         self._gone_on_from: Path | None = None

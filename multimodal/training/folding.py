@@ -1,8 +1,8 @@
 """Open stages of a convolutional encoder as they are trained soonest: the same outputs, fewer passes over them.
 
 Batch normalisation keeps its statistics (``VisionEncoder.train``), so it is a scale and a shift, which are taken into
-the convolution in front of it. Depthwise kernels and their norms stay as they are: they are 2 % of EfficientNet-Lite2's
-weights, and their gradients are more than half of a step on a CPU. What always holds: names and values of parameters
+the convolution in front of it. Depthwise kernels and their norms stay as they are: they are 5 % of EfficientNet-Lite2's
+weights, and their gradients take a large part of a step on a CPU. What always holds: names and values of parameters
 are the module's own, so a checkpoint does not know of this.
 """
 

@@ -130,11 +130,11 @@ class TestPlan:
         assert plan(EMBEDDED, Traffic(20), p99=2.0, questions=2000, seed=4).outcome != first.outcome
 
     def test_much_traffic_is_cut_into_cells(self) -> None:
-        made = plan(EMBEDDED, Traffic(100_000), p99=2.0, questions=4000)
-        assert made.cells > 50 and made.replicas == made.cells * made.outcome.replicas
+        made = plan(EMBEDDED, Traffic(200_000), p99=2.0, questions=4000)
+        assert made.cells > 100 and made.replicas == made.cells * made.outcome.replicas
         capacity = made.replicas / EMBEDDED.work(cached=2 / 3)
-        assert 100_000 < capacity < 1.5 * 100_000
-        assert made.network == pytest.approx(100_000 * EMBEDDED.picture_bytes * 4 / 3)
+        assert 200_000 < capacity < 1.5 * 200_000
+        assert made.network == pytest.approx(200_000 * EMBEDDED.picture_bytes * 4 / 3)
 
     def test_what_no_number_of_replicas_can_do(self) -> None:
         with pytest.raises(PlanError, match=r"1 of 100 answers takes more than .* no number of replicas"):
