@@ -225,13 +225,17 @@ class Visit:
     def limit(self, tokens: int) -> None:
         if not self.page.locator("#length").is_visible():
             self.page.locator("#options").get_by_role("button").first.click()
-        field = self.page.locator("#length input[type=number]")
-        bar = self.page.locator("#length input[type=range]")
+        self.slide("#length", tokens)
+
+    def slide(self, slider: str, value: int) -> None:
+        """Type a number into a slider that is shown."""
+        field = self.page.locator(f"{slider} input[type=number]")
+        bar = self.page.locator(f"{slider} input[type=range]")
         for _ in range(10):  # what is typed while the slider still opens is lost
-            field.fill(str(tokens))
+            field.fill(str(value))
             field.press("Tab")
             self.page.wait_for_timeout(200)
-            if field.input_value() == bar.input_value() == str(tokens):
+            if field.input_value() == bar.input_value() == str(value):
                 return
         raise AssertionError("the slider does not take what is typed")
 
@@ -559,10 +563,8 @@ def test_every_tab_at_both_widths(
     assert "wide one" in page.locator("#compare-prompt textarea").input_value()
     samples.first.click()
     page.wait_for_function("document.querySelector('#compare-picture img').naturalHeight > 200")
-    tokens = page.locator("#compare-length input[type=number]")
     page.get_by_role("button", name="Options").locator("visible=true").click()
-    tokens.fill("8")
-    tokens.press("Tab")
+    visit.slide("#compare-length", 8)
     page.locator("#compare").click()
     page.locator("#vote-equal").wait_for()
     cards = page.locator(".card")
@@ -590,9 +592,7 @@ def test_every_tab_at_both_widths(
     page.locator("#batch-files").get_by_text("shop").first.wait_for()
     page.locator("#batch-prompt textarea").fill("What is this?")
     page.get_by_role("button", name="Options").locator("visible=true").click()
-    tokens = page.locator("#batch-length input[type=number]")
-    tokens.fill("8")
-    tokens.press("Tab")
+    visit.slide("#batch-length", 8)
     page.locator("#batch-start").click()
     rows = page.locator("#batch-table tbody tr")
     page.locator("#batch-status").get_by_text("Done: 5 of 5 pictures, 1 with an error.").wait_for()
@@ -606,8 +606,7 @@ def test_every_tab_at_both_widths(
     with page.expect_download() as download:
         page.locator("#batch-csv").click()
     assert Path(download.value.path()).read_text(encoding="utf-8-sig").startswith("picture,question,answer")
-    tokens.fill("256")
-    tokens.press("Tab")
+    visit.slide("#batch-length", 256)
     page.locator("#batch-start").click()
     page.locator("#batch-status progress").wait_for()
     page.locator("#batch-cancel").click()
