@@ -40,10 +40,12 @@ SIZES = {"screen, 1 megapixel": (1152, 864), "phone, 12 megapixels": (4032, 3024
 
 
 @contextmanager
-def server(*words: str) -> Iterator[str]:
+def server(*words: str, threads: int | None = None) -> Iterator[str]:
     """A server's base URL, for as long as the block lasts; one on Ray uses this machine alone."""
     command = [sys.executable, "-m", "multimodal.cli", "serve", "--port", "0", "--no-demo", *words]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         found = re.search(r"http://\S+/v1", process.stdout.readline())

@@ -1,7 +1,8 @@
 """The service on Ray Serve: the same application and the same engine, in as many replicas as are asked for.
 
 A router takes each request and hands it to the replica that its picture belongs to, by consistent hashing of the
-picture's digest, and to the next one where that is busy. A replica runs the application itself, untouched: what it
+picture's digest, and to the next one where that is busy. ``multimodal serve --ray`` runs it in its own process; with
+``serve deploy`` it is a deployment behind Ray's proxies. A replica runs the application itself, untouched: what it
 says is what one process says. What always holds: a request whose replica dies before it said anything is given to
 another one; a stream that had begun ends with an event that says so; and a caller who leaves ends what was asked.
 An update replaces replica by replica: those that go finish what they have begun, and nobody is refused meanwhile.
@@ -12,27 +13,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import socket
-import threading
+import math
 import time
-from collections.abc import AsyncGenerator, Callable, MutableMapping
+from collections.abc import AsyncGenerator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic_core
+import uvicorn
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import Engine
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Send
 
 from multimodal.cluster.connection import connected  # first: it says how Ray is to be imported
 from multimodal.model import MultiModalModel, is_fused
 from multimodal.service import ServiceSettings, check_address, create_app
 from multimodal.service.app import GONE
-from multimodal.service.bodies import read_body
+from multimodal.service.bodies import read_body, unless_gone
 from multimodal.service.errors import ApiError
 from multimodal.service.events import event
+from multimodal.service.server import LOOPBACK, listening, server_config, url_of
 from multimodal.store import open_database
 
 # isort: split
@@ -44,11 +47,13 @@ from ray.serve.handle import DeploymentHandle
 from ray.util import list_named_actors
 
 NAME = "multimodal"  # of the application
+ROUTER = "Router"  # the deployment, where there is one
 TRIES = 3  # of a request whose replica dies
 SLOTS = 8  # answers that a replica writes at once
 ONGOING = 2 * SLOTS  # requests of a replica; with so many it is busy
 MOST_REPLICAS = 1000
 MOST_BODY = 128 * 2**20  # bytes: the application has a limit of its own, below this one
+MOST_SENT = 3 * 2**20  # bytes of a body that goes to a replica by itself, in gRPC; a longer one in Ray's shared memory
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # Ray's name for it
 SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client", "server")
@@ -105,8 +110,8 @@ class Replica:
         self._app = create_app(model, name=settings.called, settings=limits, database=settings.database())
         self._ending: set[asyncio.Future[None]] = set()  # tasks that nobody waits for: they have to be held
 
-    async def __call__(self, scope: Message, body: bytes) -> AsyncGenerator[Message]:
-        """Run the application; yields the messages of its response."""
+    async def __call__(self, scope: Message, body: bytes) -> AsyncGenerator[list[Message]]:
+        """Run the application; yields the messages of its response, those that are ready together at once."""
         said: asyncio.Queue[Message | None] = asyncio.Queue()
         gone = asyncio.Event()
         unread = [body]
@@ -125,8 +130,14 @@ class Replica:
         task.add_done_callback(self._ending.discard)
         task.add_done_callback(lambda _: said.put_nowait(None))
         try:
+            ready: list[Message] = []
             while (message := await said.get()) is not None:
-                yield message
+                ready.append(message)
+                if said.empty() and message["type"] != "http.response.start":  # headers go with what they head
+                    yield ready
+                    ready = []
+            if ready:
+                yield ready
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("the application failed", exc_info=error)  # it has told the caller by itself
         finally:
@@ -139,23 +150,33 @@ class Router:
     def __init__(self, replica: DeploymentHandle) -> None:
         self._replica = replica.options(stream=True)
 
+    async def asgi(self, scope: Message, receive: Receive, send: Send) -> None:
+        """The entrance as an application of ASGI."""
+        response = await self(Request(scope, receive))
+        await response(scope, receive, send)
+
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
         try:
             body = await read_body(request, MOST_BODY, lambda count: None)  # a replica says what is too much
+            return await unless_gone(request, self._response(request.scope, body))
         except ClientDisconnect:
             return Response(status_code=GONE)
         except ApiError as error:
             return error.response()
-        scope = {key: request.scope.get(key) for key in SCOPE}
-        messages = self._answered(scope, body)
+
+    async def _response(self, scope: Message, body: bytes) -> Response:
+        """What a replica says to a request, as far as it is known when it begins to say something.
+
+        Raises:
+            ApiError: As :meth:`_answered` says, or 500 if a replica says nothing.
+        """
+        messages = self._answered({key: scope.get(key) for key in SCOPE}, body)
         try:
             start = await anext(messages)
             first = await anext(messages)
-        except ApiError as error:
-            return error.response()
         except StopAsyncIteration:
-            return ApiError(500, "a replica said nothing: its log says more", code="internal_error").response()
+            raise ApiError(500, "a replica said nothing: its log says more", code="internal_error") from None
         headers = [(bytes(key), bytes(value)) for key, value in start.get("headers", [])]
         streams = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
         response = StreamingResponse(_pieces(first, messages, streams=streams), start["status"])
@@ -169,22 +190,17 @@ class Router:
             ApiError: 429 if too many wait; 503 if no replica starts, or replicas died: after the first message the one
                 that answered, before it as many as were tried.
         """
-        key = routing_key(body)
+        replica = self._replica.options(_by_reference=len(body) > MOST_SENT)
+        if key := routing_key(body):
+            replica = replica.options(session_id=key)
         for tried in range(1, TRIES + 1):
-            held: list[Message] = []  # the headers, until something is said: till then another replica may say all
             begun = False
-            stream = (
-                self._replica.options(session_id=key).remote(scope, body) if key else self._replica.remote(scope, body)
-            )
+            stream = replica.remote(scope, body)
             try:
-                async for message in stream:
-                    held.append(message)
-                    if message["type"] == "http.response.start":
-                        continue
+                async for messages in stream:
                     begun = True
-                    for said in held:
-                        yield said
-                    held = []
+                    for message in messages:
+                        yield message
                 return
             except BackPressureError:
                 headers = {"Retry-After": "1"}
@@ -239,12 +255,28 @@ async def _pieces(first: Message, rest: AsyncGenerator[Message], *, streams: boo
         await rest.aclose()
 
 
-def build(settings: ServingSettings) -> serve.Application:
+def build(args: ServingSettings | dict[str, Any]) -> serve.Application:
     """The application for ``serve deploy`` and ``serve run``: ``multimodal.cluster.serving:build``.
 
     Args:
-        settings: What is served, and on what.
+        args: What is served, and on what: :class:`ServingSettings`, or their fields as a file has them.
     """
+    settings = ServingSettings.model_validate(args)
+    limits = ServiceSettings(**settings.limits)
+    router = serve.deployment(
+        Router,
+        name=ROUTER,
+        max_ongoing_requests=ONGOING * MOST_REPLICAS,
+        ray_actor_options={"num_cpus": 0},
+        # An update stops it when the next one is there, and lets it wait for its last answer: it takes no core.
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=limits.queue_seconds + limits.answer_seconds,
+    )
+    return router.bind(_replicas(settings))
+
+
+def _replicas(settings: ServingSettings) -> serve.Application:
+    """The replicas alone, for a router that is no deployment."""
     limits = ServiceSettings(**settings.limits)
     many: dict[str, Any] = {"num_replicas": settings.replicas}
     if settings.replicas == "auto":
@@ -266,48 +298,40 @@ def build(settings: ServingSettings) -> serve.Application:
         ),
         health_check_period_s=2,
     )
-    router = serve.deployment(
-        Router,
-        name="Router",
-        max_ongoing_requests=ONGOING * MOST_REPLICAS,
-        ray_actor_options={"num_cpus": 0},
-        # An update stops it when the next one is there, and lets it wait for its last answer: it takes no core.
-        max_surge_percent=100,
-        graceful_shutdown_timeout_s=limits.queue_seconds + limits.answer_seconds,
-    )
-    return router.bind(replica.bind(settings))
+    return replica.bind(settings)
 
 
-def serve_on_ray(
-    settings: ServingSettings, *, host: str = "127.0.0.1", port: int = 8000, until: Callable[[], Any] | None = None
-) -> None:
-    """Serve on the cluster that ``RAY_ADDRESS`` names, or on this machine; says the URL when it is ready.
+def serve_on_ray(settings: ServingSettings, *, host: str = LOOPBACK, port: int = 8000) -> None:
+    """Serve on the cluster that ``RAY_ADDRESS`` names, or on this machine, until Ctrl-C; says the URL when it is ready.
+
+    The router runs in this process: no proxy of Ray's stands before it.
 
     Args:
         settings: What is served, and on what.
         host: An address of this machine; one that others reach needs keys in the store.
         port: Of TCP; 0 takes one that is free.
-        until: Returns when the service is to end; by default it waits for Ctrl-C.
 
     Raises:
         ValueError: As :func:`~multimodal.service.check_address` says.
+        OSError: If the port is taken.
         RuntimeError: If there is no such cluster, it serves something already, or the replicas do not start.
     """
     check_address(host, port, database=settings.database())
-    with connected():
+    with listening(host, port) as listener, connected():
         if _controller() is not None:
             raise RuntimeError("the cluster serves something already: --update it, or end it with `serve shutdown`")
-        port = port or _free_port(host)
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options=HTTPOptions(host=host, port=port),
-            logging_config=LOGGING,
-        )
+        # Ray starts nothing there: an update asks for the address, to know who reaches the service.
+        address = HTTPOptions(host=host, port=listener.getsockname()[1])
+        serve.start(proxy_location="Disabled", http_options=address, logging_config=LOGGING)
         try:
-            _deploy(settings)
-            print(f"{settings.called} answers at http://{host}:{port}/v1 (Ctrl-C ends it)", flush=True)
+            router = Router(_deploy(settings, routed=False))
+            print(f"{settings.called} answers at {url_of(listener)} (Ctrl-C ends it)", flush=True)
+            grace = ServiceSettings(**settings.limits).grace_seconds
+            config = server_config(
+                router.asgi, interface="asgi3", lifespan="off", timeout_graceful_shutdown=math.ceil(grace)
+            )
             with suppress(KeyboardInterrupt):
-                (until or threading.Event().wait)()
+                uvicorn.Server(config).run(sockets=[listener])
         finally:
             serve.shutdown()
 
@@ -328,12 +352,12 @@ def update_on_ray(settings: ServingSettings) -> None:
         raise ValueError(f"there is no trained model {settings.model!r}: the service goes on as it was")
     with connected("auto"):
         controller = _controller()
-        if controller is None or NAME not in serve.status().applications:
+        if controller is None or (served := serve.status().applications.get(NAME)) is None:
             raise RuntimeError("the cluster does not serve this yet: start it without --update")
         entrance: HTTPOptions = ray.get(controller.get_http_config.remote())
         check_address(entrance.host or "", entrance.port, database=settings.database())
         before = _answering(controller)
-        _deploy(settings)
+        _deploy(settings, routed=ROUTER in served.deployments)
         while before & _answering(controller):  # Serve can call itself running before it has begun
             status = serve.status().applications[NAME]
             if status.status == "DEPLOY_FAILED":
@@ -342,8 +366,10 @@ def update_on_ray(settings: ServingSettings) -> None:
         print(f"{settings.called} is updated on all replicas", flush=True)
 
 
-def _deploy(settings: ServingSettings) -> None:
-    serve.run(build(settings), name=NAME, logging_config=LOGGING)
+def _deploy(settings: ServingSettings, *, routed: bool) -> DeploymentHandle:
+    """Have the cluster serve it: with a router of its own at the path ``/``, or the replicas alone at none."""
+    application, path = (build(settings), "/") if routed else (_replicas(settings), None)
+    return serve.run(application, name=NAME, route_prefix=path, logging_config=LOGGING)
 
 
 def _answering(controller: Any) -> set[str]:
@@ -357,8 +383,3 @@ def _controller() -> Any:
     """Ray Serve's own actor; None where nothing is served."""
     named = (actor for actor in list_named_actors(all_namespaces=True) if actor["name"] == CONTROLLER)
     return next((ray.get_actor(**actor) for actor in named), None)
-
-
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as listener:
-        return int(listener.getsockname()[1])

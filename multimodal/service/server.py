@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Engine
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from multimodal.model import MultiModalModel
 from multimodal.service.answering import Answering
@@ -62,16 +64,16 @@ def serve(
         OSError: If the port is taken.
     """
     check_address(host, port, database=database)
-    with _listener(host, port) as listener:
+    with listening(host, port) as listener:
         app = create_app(model, name=name, settings=settings, database=database, log=log, audit=audit, front=front)
         server = _Server(app)
         model.engine.runner.prepare()  # with the loading, not with somebody's first question
         guarded = app.state.answering.doors.guarded()
         whom = "to whom has a key" if guarded else "to this machine only: there are no keys"
-        print(f"{name} answers at {_url(listener)}, {whom} (Ctrl-C ends it)", flush=True)
+        print(f"{name} answers at {url_of(listener)}, {whom} (Ctrl-C ends it)", flush=True)
         if front is not None:
             login = "; its password is a key of the scope demo" if guarded else ""
-            print(f"the demo is at {_url(listener).removesuffix('v1')}{login}", flush=True)
+            print(f"the demo is at {url_of(listener).removesuffix('v1')}{login}", flush=True)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
@@ -101,8 +103,8 @@ def serving(
     Yields:
         The base URL, ``http://127.0.0.1:PORT/v1``; the endpoint is ready then.
     """
-    with _listener(LOOPBACK, 0) as listener:
-        url = _url(listener)
+    with listening(LOOPBACK, 0) as listener:
+        url = url_of(listener)
         settings = settings or ServiceSettings(grace_seconds=0)
         app = create_app(model, name=name, settings=settings, database=database, log=log, audit=audit, front=front)
         server = _Server(app)
@@ -143,16 +145,7 @@ class _Server(uvicorn.Server):
     """Finishes what is being answered, or ends it, before it waits for its callers to leave."""
 
     def __init__(self, app: FastAPI) -> None:
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            ws="none",
-            timeout_graceful_shutdown=PATIENCE,
-            timeout_keep_alive=KEEP_ALIVE,
-            backlog=BACKLOG,
-        )
-        super().__init__(config)
+        super().__init__(server_config(app, timeout_graceful_shutdown=PATIENCE))
         self._answering: Answering = app.state.answering
         self._front: Front | None = app.state.front
 
@@ -170,7 +163,30 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def server_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
+    """How every server of the service treats connections.
+
+    Args:
+        app: What is served.
+        **more: What differs, as uvicorn takes it.
+    """
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
+        backlog=BACKLOG,
+        **more,
+    )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address of this machine.
+
+    Raises:
+        OSError: If the port is taken.
+    """
     host = LOOPBACK if host == "localhost" else host
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -180,6 +196,7 @@ def _listener(host: str, port: int) -> socket.socket:
         raise OSError(f"nothing can be served at port {port} of {host} ({reason}): give another port") from error
 
 
-def _url(listener: socket.socket) -> str:
+def url_of(listener: socket.socket) -> str:
+    """The base URL of what is served there."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
