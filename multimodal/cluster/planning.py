@@ -59,6 +59,8 @@ class Measurements:
         cached_pictures: How many pictures it holds.
         picture_bytes: Of a picture file, before it is sent as base64.
         price: US dollars an hour, all included; None if unknown.
+        entrance: On top of every answer, without keeping the replica from others: HTTP, the router, a processor whose
+            caches others filled meanwhile.
     """
 
     kind: str
@@ -71,10 +73,12 @@ class Measurements:
     cached_pictures: int
     picture_bytes: int
     price: float | None = None
+    entrance: float = 0.0
 
     def __post_init__(self) -> None:
         lengths = list(self.answer_tokens)
-        if not lengths or min(lengths) < 1 or not self.step or min(self.first, self.later, *self.step.values()) < 0:
+        times = (self.first, self.later, self.entrance, *self.step.values())
+        if not lengths or min(lengths) < 1 or not self.step or min(times) < 0:
             raise PlanError(f"{self.kind}: times are 0 or more, and answers have 1 token or more: measure again")
         if self.slots < 1 or self.cached_pictures < 0:
             raise PlanError(f"{self.kind}: a replica has 1 slot or more, and no negative cache: measure again")
@@ -96,7 +100,7 @@ class Measurements:
     def alone(self) -> float:
         """Seconds in which 99 of 100 answers about pictures that are held are whole, while nobody else asks."""
         longest = float(np.quantile(self.answer_tokens, 0.99, method="inverted_cdf"))
-        return self.later + (longest - 1) * self.steps()[1]
+        return self.entrance + self.later + (longest - 1) * self.steps()[1]
 
 
 def read_measurements(path: Path | None = None) -> Measurements:
@@ -343,13 +347,13 @@ def simulate(
 
     environment.process(arrivals())
     environment.run()
-    times = np.asarray(tally.whole)
+    times = np.asarray(tally.whole) + measured.entrance
     p50, p99 = (float(np.quantile(times, share)) for share in (0.5, 0.99))
     return Outcome(
         replicas=replicas,
         p50=p50,
         p99=p99,
-        first_token_p99=float(np.quantile(tally.begun, 0.99)),
+        first_token_p99=float(np.quantile(tally.begun, 0.99)) + measured.entrance,
         mean=float(times.mean()),
         utilisation=sum(replica.busy for replica in crew) / (replicas * environment.now),
         cached=tally.hits / (questions - warm),
