@@ -26,7 +26,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import Engine
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
 from multimodal.cluster.connection import connected  # first: it says how Ray is to be imported
 from multimodal.model import MultiModalModel, is_fused
@@ -150,7 +150,7 @@ class Router:
     def __init__(self, replica: DeploymentHandle) -> None:
         self._replica = replica.options(stream=True)
 
-    async def asgi(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The entrance as an application of ASGI."""
         response = await self(Request(scope, receive))
         await response(scope, receive, send)
@@ -165,7 +165,7 @@ class Router:
         except ApiError as error:
             return error.response()
 
-    async def _response(self, scope: Message, body: bytes) -> Response:
+    async def _response(self, scope: Scope, body: bytes) -> Response:
         """What a replica says to a request, as far as it is known when it begins to say something.
 
         Raises:

@@ -48,7 +48,11 @@ class TestReplica:
         body = json.dumps({"model": NAME, "messages": asking(QUESTION, draw("red", 0)), "max_tokens": 8, **options})
 
         async def collected() -> list[dict[str, Any]]:
-            return [message async for message in replica(self.scope("POST", "/v1/chat/completions"), body.encode())]
+            messages: list[dict[str, Any]] = []
+            async for together in replica(self.scope("POST", "/v1/chat/completions"), body.encode()):
+                assert together[-1]["type"] == "http.response.body"  # what says something: headers alone do not
+                messages += together
+            return messages
 
         return asyncio.run(collected())
 
