@@ -2,8 +2,9 @@
 
 LoRA on the cross-attention blocks and the resampler learns the task; encoder and decoder stay frozen, so several views
 of each picture go through the encoder once and what stands before a picture through the decoder once (``features.py``,
-``prefix.py``). A fifth of the examples is held out, whole pictures, and answered before and after: the report says what
-that shows, and what it does not.
+``prefix.py``). Where there is an answer to be chosen, what is learnt is what a linear probe says about mixtures of two
+pictures (``mixing.py``). A fifth of the examples is held out, whole pictures, and answered before and after: the report
+says what that shows, and what it does not.
 
 What always holds: how long a run lasts is decided once, from a measured step, and written down, so a run that is
 interrupted goes on with the same call and ends with the adapter of an uninterrupted one, unless the clock stops it; and
@@ -45,14 +46,15 @@ from multimodal.training.evaluation import predict
 from multimodal.training.features import CachedPictures, FeatureCache
 from multimodal.training.few import Paired, split_by_answer
 from multimodal.training.lora import BLOCKS, RESAMPLER, SCALE, linear_layers
+from multimodal.training.mixing import MixedSet
 from multimodal.training.prefix import PrefixCache, can_keep_prefixes
 from multimodal.training.trainer import FusionTrainer
 
 LEAST_EXAMPLES = 10
 MOST_HELD_OUT = 200  # more would take time from training, and narrow the interval little
 MOST_VIEWS, VIEWS_TIME = 12, 0.25  # of a picture; the share of the time that the encoder may take
-BATCH_SIZE, PASSES, LEAST_STEPS, SAVE_STEPS = 16, 60, 100, 50
-RANK, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 8, 1e-3, 0.05, 0.1
+BATCH_SIZE, PASSES, LEAST_STEPS, SAVE_STEPS = 16, 140, 100, 50
+RANK, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 8, 2e-3, 0.01, 0.1
 SPARE_TIME = 0.9  # steps are planned for this share of what is left: a machine does not always go at one pace
 TIMED_STEPS = 3
 RUN, REPORT = "run.json", "report.json"
@@ -335,7 +337,7 @@ def _dataset(
         views = max(2, min(MOST_VIEWS, int(VIEWS_TIME * settings.minutes * 60 / took)))
     pictures = CachedPictures(cache, kinds, views={settings.augment: views})
     frozen = can_keep_prefixes(fused)
-    dataset = TrainingSet([Source(samples, pictures)], processor, seed=settings.seed, frozen_decoder=frozen)
+    dataset = MixedSet([Source(samples, pictures)], processor, seed=settings.seed, frozen_decoder=frozen)
     if frozen:
         dataset.prefixes = PrefixCache(settings.output / WORK, fused, [row.input_ids for row in dataset.rows])
     return dataset

@@ -221,6 +221,11 @@ class CachedPictures:
             return self._mirrored(features), replace(view, mirrored=not view.mirrored)
         return features, view
 
+    def views_of(self, path: Path) -> torch.Tensor:
+        """Features of all views of a picture, none of them mirrored: ``(V, R, D)``."""
+        kind = self.kinds[path]
+        return torch.stack([self.cache.view(path, kind, view)[0] for view in range(self.views[kind])])
+
     def _mirrored(self, features: torch.Tensor) -> torch.Tensor:
         if features.ndim == 3:  # (D, rows, columns)
             return features.flip(-1)

@@ -30,7 +30,7 @@ from multimodal.training.collator import FusionCollator, Source, TrainingSet
 from multimodal.training.evaluation import accuracy, predict
 from multimodal.training.pictures import LivePictures
 from multimodal.training.train import TrainingSettings, train
-from multimodal.training.trainer import FusionTrainer, box_losses
+from multimodal.training.trainer import SHORT, FusionTrainer, attention_kernels, box_losses
 from multimodal.training.validation import Validation, choose_questions
 from multimodal.training.vision_side import VisionSettings
 from tests.fusion.tiny import open_gates
@@ -688,6 +688,14 @@ def test_tensorboard_only_if_asked(bases: tuple[str, str], settings: TrainingSet
     asked = changed(settings, max_steps=1, tensorboard=True, output=settings.output / "asked")
     train(*tiny_model(*bases), asked)
     assert list(asked.output.rglob("events.out.*"))
+
+
+@pytest.mark.parametrize(("length", "kernel"), [(SHORT, "math"), (SHORT + 1, "flash")])
+def test_short_rows_take_products_of_matrices(length: int, kernel: str) -> None:
+    query = torch.ones(1, 2, 4, 8, requires_grad=True)
+    with attention_kernels(torch.zeros(1, length, dtype=torch.long)):
+        attended = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    assert (attended.grad_fn is not None) and ("Flash" in attended.grad_fn.name()) is (kernel == "flash")
 
 
 @pytest.fixture
