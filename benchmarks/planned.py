@@ -1,11 +1,11 @@
 """Does `multimodal plan` foresee what a service does? The simulation beside 1 and 2 replicas on Ray, with a core each.
 
 Service times are measured in one process with one thread, as `python -m benchmarks.service_times` does, and what a
-question spends on top by asking one replica now and then, when nobody else asks: HTTP, the router, and caches of the
-processor that others filled meanwhile. Then each service is asked by eight callers at a time, for what it answers in a
-second at most, and by callers that come at random (Poisson), for the median and p99. What counts is the ratio of what
-was foreseen to what was measured: within 20 %. Nothing else should run meanwhile; and where router, Ray and callers
-have no core of their own, fewer answers come than are foreseen.
+question spends on top by asking one replica now and then, when nobody else asks: HTTP, the router, waking up. Then each
+service is asked by eight callers at a time, for what it answers in a second at most, and by callers that come at random
+(Poisson), for the median and p99. What counts is the ratio of what was foreseen to what was measured: within 20 %.
+Nothing else should run meanwhile; and where router, Ray and callers have no core of their own, fewer answers come than
+are foreseen.
 
     python -m benchmarks.planned [--rate 10] [--questions 400] [--model embedded]
 """

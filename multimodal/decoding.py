@@ -1,7 +1,8 @@
 """Decoding under a deadline: `load_image` in a process of its own, which is killed when a picture takes too long.
 
 A small file may take hours: a progressive JPEG can paint the same pixels a million times. No thread can be ended in the
-middle of a decoder, but a process can, and one that crashes takes nothing else with it.
+middle of a decoder, but a process can, and one that crashes takes nothing else with it. One that ends may also have
+been killed, with a replica of a cluster say, so a picture is blamed when a second one ends, too.
 
 What always holds: a process decodes one picture at a time, and ends with the program that began it, however that ends;
 nothing that it says is taken for code.
@@ -22,6 +23,7 @@ from PIL import Image
 from multimodal.images import Encoded, ImageError, load_image
 
 Process = subprocess.Popen[bytes]
+Call = tuple[Encoded, dict[str, Any]]
 
 # With the modules of this process, wherever they come from.
 BEGIN = "import sys; sys.path[:] = {path!r}; from multimodal.decoding import serve; serve()"
@@ -32,13 +34,27 @@ def decode_within(seconds: float, source: Encoded, **limits: Any) -> Image.Image
     """The picture in a file.
 
     Args:
-        seconds: For which it is decoded, at most.
+        seconds: For which it is decoded, at most; twice, if a process ends in the middle of it.
         source: The file.
         limits: As `load_image` takes them.
 
     Raises:
         ImageError: As of `load_image`; or it takes longer, or a decoder crashed.
     """
+    said, pixels, late = _try(seconds, (source, limits))
+    if said is None and not late:  # a process can also be killed from outside: whose fault it is, the second one shows
+        said, pixels, late = _try(seconds, (source, limits))
+    if said is None:
+        problem = f"takes longer than {seconds:g} seconds to decode" if late else "crashes its decoder"
+        raise ImageError(source.name, problem, "Save it anew, as a plain PNG or JPEG")
+    if "error" in said:
+        raise ImageError(*said["error"])
+    width, height = said["size"]
+    return Image.frombytes("RGB", (width, height), pixels)
+
+
+def _try(seconds: float, call: Call) -> tuple[dict[str, Any] | None, bytes, bool]:
+    """What a process says of a call, and the pixels; None if it ended. And whether its time was over."""
     process, late = _take(), threading.Event()
 
     def end() -> None:
@@ -47,7 +63,7 @@ def decode_within(seconds: float, source: Encoded, **limits: Any) -> Image.Image
 
     timer = threading.Timer(seconds, end)
     timer.start()
-    said, pixels = _ask(process, (source, limits))
+    said, pixels = _ask(process, call)
     timer.cancel()
     timer.join()  # so that no process is killed that decodes the next picture
     if late.is_set() or said is None:
@@ -56,13 +72,7 @@ def decode_within(seconds: float, source: Encoded, **limits: Any) -> Image.Image
             pass
     else:
         _idle.append(process)
-    if said is None:
-        problem = f"takes longer than {seconds:g} seconds to decode" if late.is_set() else "crashes its decoder"
-        raise ImageError(source.name, problem, "Save it anew, as a plain PNG or JPEG")
-    if "error" in said:
-        raise ImageError(*said["error"])
-    width, height = said["size"]
-    return Image.frombytes("RGB", (width, height), pixels)
+    return said, pixels, late.is_set()
 
 
 def serve() -> None:
@@ -100,7 +110,7 @@ def _take() -> Process:
     return process
 
 
-def _ask(process: Process, call: tuple[Encoded, dict[str, Any]]) -> tuple[dict[str, Any] | None, bytes]:
+def _ask(process: Process, call: Call) -> tuple[dict[str, Any] | None, bytes]:
     """What a process says of a call, and the pixels; None if it ended."""
     assert process.stdin is not None and process.stdout is not None
     try:

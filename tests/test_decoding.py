@@ -8,6 +8,7 @@ import sys
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
@@ -81,6 +82,27 @@ def test_a_decoder_that_ended_is_replaced() -> None:
         process.kill()
         process.wait()
     assert load_image(good, max_seconds=60).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("ends", [1, 2])
+def test_a_picture_is_blamed_when_a_second_decoder_ends(ends: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of them end in the middle of it."""
+    good, ask, asked = encoded(Image.new("RGB", (8, 8), "red")), decoding._ask, []
+
+    def killing(process: decoding.Process, call: decoding.Call) -> Any:
+        asked.append(process.pid)
+        if len(asked) <= ends:
+            process.kill()
+            process.wait()
+        return ask(process, call)
+
+    monkeypatch.setattr(decoding, "_ask", killing)
+    if ends == 1:
+        assert load_image(good, max_seconds=60).getpixel((0, 0)) == (255, 0, 0)
+    else:
+        with pytest.raises(ImageError, match=r"picture 1 crashes its decoder\. Save it anew"):
+            load_image(Encoded("picture 1", good), max_seconds=60)
+    assert len(asked) == 2 and asked[0] not in {process.pid for process in decoding._idle}
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks Linux who is there")

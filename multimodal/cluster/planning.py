@@ -59,8 +59,8 @@ class Measurements:
         cached_pictures: How many pictures it holds.
         picture_bytes: Of a picture file, before it is sent as base64.
         price: US dollars an hour, all included; None if unknown.
-        entrance: On top of every answer, without keeping the replica from others: HTTP, the router, a processor whose
-            caches others filled meanwhile.
+        entrance: On top of every answer, without keeping the replica from others: HTTP, the router, waking up after a
+            pause.
     """
 
     kind: str

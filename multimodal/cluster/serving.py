@@ -41,13 +41,12 @@ from multimodal.store import open_database
 # isort: split
 import ray
 from ray import exceptions, serve
-from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util import list_named_actors
 
 NAME = "multimodal"  # of the application
-ROUTER = "Router"  # the deployment, where there is one
 TRIES = 3  # of a request whose replica dies
 SLOTS = 8  # answers that a replica writes at once
 ONGOING = 2 * SLOTS  # requests of a replica; with so many it is busy
@@ -190,9 +189,7 @@ class Router:
             ApiError: 429 if too many wait; 503 if no replica starts, or replicas died: after the first message the one
                 that answered, before it as many as were tried.
         """
-        replica = self._replica.options(_by_reference=len(body) > MOST_SENT)
-        if key := routing_key(body):
-            replica = replica.options(session_id=key)
+        replica = self._replica.options(session_id=routing_key(body), _by_reference=len(body) > MOST_SENT)
         for tried in range(1, TRIES + 1):
             begun = False
             stream = replica.remote(scope, body)
@@ -218,11 +215,11 @@ class Router:
                 stream.cancel()
 
 
-def routing_key(body: bytes) -> str | None:
+def routing_key(body: bytes) -> str:
     """What says which replica a chat belongs to: its session, or else its first picture, as a digest of how it came.
 
     Returns:
-        None without either, or if it is not a chat.
+        Nothing without either, or if it is not a chat: then any replica answers.
     """
     try:
         said = pydantic_core.from_json(body)
@@ -237,9 +234,9 @@ def routing_key(body: bytes) -> str | None:
             if part.get("type") == "image_url"
         )
         url = next(urls, None)
-        return None if url is None else hashlib.sha256(url.encode()).hexdigest()
+        return "" if url is None else hashlib.sha256(url.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError):  # the application says what is wrong with it
-        return None
+        return ""
 
 
 async def _pieces(first: Message, rest: AsyncGenerator[Message], *, streams: bool) -> AsyncGenerator[bytes]:
@@ -265,7 +262,7 @@ def build(args: ServingSettings | dict[str, Any]) -> serve.Application:
     limits = ServiceSettings(**settings.limits)
     router = serve.deployment(
         Router,
-        name=ROUTER,
+        name="Router",
         max_ongoing_requests=ONGOING * MOST_REPLICAS,
         ray_actor_options={"num_cpus": 0},
         # An update stops it when the next one is there, and lets it wait for its last answer: it takes no core.
@@ -352,12 +349,12 @@ def update_on_ray(settings: ServingSettings) -> None:
         raise ValueError(f"there is no trained model {settings.model!r}: the service goes on as it was")
     with connected("auto"):
         controller = _controller()
-        if controller is None or (served := serve.status().applications.get(NAME)) is None:
+        if controller is None or NAME not in serve.status().applications:
             raise RuntimeError("the cluster does not serve this yet: start it without --update")
         entrance: HTTPOptions = ray.get(controller.get_http_config.remote())
         check_address(entrance.host or "", entrance.port, database=settings.database())
         before = _answering(controller)
-        _deploy(settings, routed=ROUTER in served.deployments)
+        _deploy(settings, routed=entrance.location != ProxyLocation.Disabled)
         while before & _answering(controller):  # Serve can call itself running before it has begun
             status = serve.status().applications[NAME]
             if status.status == "DEPLOY_FAILED":

@@ -40,15 +40,15 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def dashboard(tmp_path: Path) -> Iterator[str]:
-    """The address that files are deployed at, of a cluster of this machine alone."""
-    port = free_port()
-    options = ["--head", "--block", "--port", str(free_port()), "--dashboard-port", str(port), "--num-cpus", "2"]
+def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The address of a cluster of this machine alone, and the one that files are deployed at."""
+    port, dashboard = free_port(), free_port()
+    options = ["--head", "--block", "--port", str(port), "--dashboard-port", str(dashboard), "--num-cpus", "2"]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--object-store-memory", "100000000"]
     with (tmp_path / "ray.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
         finally:
             process.terminate()  # it ends all that it has started
             process.wait(timeout=60)
@@ -64,7 +64,10 @@ def patiently(what: Any) -> Any:
     raise AssertionError(f"not within {PATIENCE} seconds")
 
 
-def test_the_file_is_deployed(dashboard: str, endless: Path, endless_model: MultiModalModel, tmp_path: Path) -> None:
+def test_the_file_is_deployed_and_updated(
+    cluster: tuple[str, str], endless: Path, endless_model: MultiModalModel, tmp_path: Path
+) -> None:
+    address, dashboard = cluster
     config = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
     config["http_options"]["port"] = port = free_port()
     changes = {"model": str(endless), "name": NAME, "precision": "float32", "replicas": 1, "num_cpus": 0.5}
@@ -84,8 +87,18 @@ def test_the_file_is_deployed(dashboard: str, endless: Path, endless_model: Mult
     patiently(ready)
     picture = draw("red", 1)
     expected = endless_model(QUESTION, picture, max_new_tokens=30).text
-    with client_of(url).with_options(timeout=60) as client:
-        options: Any = {"model": NAME, "messages": asking(QUESTION, picture), "max_tokens": 30}
-        assert client.chat.completions.create(**options).choices[0].message.content == expected
-        chunks = client.chat.completions.create(**options, stream=True)
-        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+
+    def ask() -> None:
+        with client_of(url).with_options(timeout=60) as client:
+            options: Any = {"model": NAME, "messages": asking(QUESTION, picture), "max_tokens": 30}
+            assert client.chat.completions.create(**options).choices[0].message.content == expected
+            chunks = client.chat.completions.create(**options, stream=True)
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+
+    ask()
+    told = ["--model", str(endless), "--name", NAME, "--precision", "float32", "--num-cpus", "0.5"]
+    update = [sys.executable, "-m", "multimodal.cli", "serve", "--ray", "--update", *told]
+    environment = {**ENVIRONMENT, "RAY_ADDRESS": address}
+    ran = subprocess.run(update, capture_output=True, text=True, timeout=PATIENCE, env=environment)
+    assert (ran.returncode, ran.stdout) == (0, f"{NAME} is updated on all replicas\n"), ran.stderr
+    ask()  # the address stays, and with it router and proxy

@@ -109,6 +109,14 @@ class TestAgainstTheory:
         full = simulate(replace(kind, cached_pictures=1), routing="picture", **reuse)
         assert full.cached < 0.2
 
+    def test_what_is_spent_at_the_entrance_comes_on_top(self) -> None:
+        traffic, later = Traffic(0.6), server(1, geometric(), entrance=0.5)
+        plain, delayed = (simulate(kind, traffic, 1) for kind in (server(1, geometric()), later))
+        for time in ("p50", "p99", "mean", "first_token_p99"):
+            assert getattr(delayed, time) == pytest.approx(getattr(plain, time) + 0.5)
+        assert delayed.utilisation == plain.utilisation  # the replica has no more to do
+        assert later.alone() == pytest.approx(server(1, geometric()).alone() + 0.5)
+
     def test_a_replica_that_is_busy_is_passed_over(self) -> None:
         """All ask about one picture: its replica alone would be overwhelmed."""
         traffic = Traffic(3, questions=1e9, pause=0.1)
