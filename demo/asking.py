@@ -81,6 +81,10 @@ class Asking:
         """Whether a question is still the session's newest, and was not stopped."""
         return self._wanted.get(session) == number
 
+    def has_another(self, session: str, number: int) -> bool:
+        """Whether the session has asked something else since; not if the question was only stopped."""
+        return self._wanted.get(session, number) != number
+
     def ask(
         self,
         session: str,

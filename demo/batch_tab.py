@@ -86,9 +86,9 @@ def batch_tab(asking: Asking) -> None:
         number: float, paths: list[str], text: str, limit: float, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
         yield tuple(gr.skip() for _ in telling)  # or Gradio would empty all parts when nothing comes of the batch
-        if not asking.wants(batch_session(request), int(number)):
-            return
         language, session, rows, pause = language_of(request), batch_session(request), list[Row](), 0.0
+        if not number or asking.has_another(session, int(number)):
+            return
         try:
             with Batch([Path(path) for path in paths]) as batch:
                 total = len(batch.entries)

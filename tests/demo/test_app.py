@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +25,11 @@ from multimodal.model import Answer, ModelError, MultiModalModel
 
 pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
 
+import gradio as gr
+
 from demo import app, page, shared
 from demo.ask_tab import Choice
+from demo.batch_tab import batch_tab
 from demo.choosing import Choosing
 from demo.comparing import Comparing
 from demo.conversation import Turn
@@ -362,6 +366,29 @@ def test_the_page_reports_nothing_and_names_no_other_host(model: MultiModalModel
     options = page.launch_options()
     assert not options["theme"]._stylesheets
     assert options["max_file_size"] and not options["run_history"] and not options["share"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_batch_that_is_cancelled_before_its_first_picture_says_so(
+    again: bool, asking: Asking, picture: Image.Image, tmp_path: Path
+) -> None:
+    """And one says nothing when its asker has begun another."""
+    with gr.Blocks() as blocks:
+        batch_tab(asking)
+    named = {function.name: function.fn for function in blocks.fns.values()}
+    asker: Any = SimpleNamespace(session_hash="me", headers={})
+    picture.save(tmp_path / "one.png")
+    paths = [str(tmp_path / "one.png")]
+    number, *_ = named["begin"](paths, "What is this?", asker)
+    named["stop"](asker)
+    if again:
+        named["begin"](paths, "What is this?", asker)
+    told = list(named["tell"](number, paths, "What is this?", 8, asker))[1:]
+    assert bool(told) is not again
+    if told:
+        status, *_, start, cancel = told[-1]
+        assert "Cancelled after 0 of 1 pictures." in status and start.visible and not cancel.visible
+    assert asking.made == 0
 
 
 def test_the_page_is_made_without_what_comparisons_need() -> None:
