@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from multimodal.data import Sample
+from multimodal.training import mixing
 from multimodal.training.collator import IGNORED, Source
 from multimodal.training.features import CachedPictures, FeatureCache
-from multimodal.training.mixing import MixedSet, Probe
+from multimodal.training.mixing import MixedSet, Probe, _wrong
 from tests.fusion.tiny import assert_same
 from tests.training.tiny import COLOURS, draw
 
@@ -28,6 +29,19 @@ def test_the_probe_finds_what_tells_answers_apart() -> None:
     unseen[:, :, :3] += 2 * torch.eye(3)[:, None]
     assert probe(unseen).tolist() == [0, 1, 2]
     assert not probe.weight.requires_grad
+
+
+def test_a_probe_is_judged_by_examples_that_it_has_not_seen() -> None:
+    """Where something is, it cannot tell: mean and maximum are the same."""
+    chance = torch.Generator().manual_seed(0)
+    left, right = ([torch.randn(2, 9, 8, generator=chance) / 9 for _ in range(20)] for _ in range(2))
+    for its, cell in ((left, 0), (right, 8)):
+        for example in its:
+            example[:, cell] += 3
+    assert _wrong([left, right]) > 0.25
+    for example in right:
+        example[:, 8, 0] += 3
+    assert _wrong([left, right]) == 0
 
 
 @pytest.fixture
@@ -71,6 +85,15 @@ class TestMixedSet:
     def test_the_probe_has_the_last_word(self, mixed: MixedSet, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Probe, "__call__", lambda self, features: torch.tensor([3]))
         assert {said(mixed, mixed[epoch, 2]) for epoch in range(4)} == {"white"}
+
+    def test_rows_stay_as_they_are_where_no_probe_tells_their_answers_apart(
+        self, mixed: MixedSet, fused: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            mixing, "_wrong", lambda views: 0.51
+        )  # two thirds of what the most frequent answer gets wrong are 0.5
+        source = Source([row.sample for row in mixed.rows], mixed.rows[0].pictures)
+        assert not MixedSet([source], fused[1], seed=5).choices
 
     def test_others_stay_as_they_are(self, mixed: MixedSet) -> None:
         pictures = mixed.rows[0].pictures
