@@ -484,6 +484,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the lines here, too")
     parser.add_argument("--answer-with", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if unknown := set(options.only) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}: choose from {','.join(PARTS)}")
     if options.answer_with:
         answer_with(options.answer_with)
         return 0

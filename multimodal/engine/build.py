@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock
 
@@ -37,7 +38,13 @@ CHOICES = (
     ("-fopenmp-simd",),
     (),
 )
-PORTABLE = "-DMULTIMODAL_PORTABLE"
+# What the code may count on. All but "native" are for tests, of what runs on other processors.
+Instructions = Literal["native", "avx2", "any"]
+FLAGS: dict[Instructions, tuple[str, ...]] = {
+    "native": (),
+    "avx2": ("-march=x86-64-v3",),
+    "any": ("-DMULTIMODAL_PORTABLE",),
+}
 TIMEOUT = 300.0  # seconds for one try of the compiler
 
 
@@ -58,60 +65,60 @@ class _Compiler:
     version: str
 
 
-def state(*, portable: bool = False) -> Built | str:
+def state(*, instructions: Instructions = "native") -> Built | str:
     """Return what has been compiled, or why there is nothing; compiles nothing.
 
     Args:
-        portable: Without the instructions of AVX-512, which is for tests.
+        instructions: What the code may count on.
     """
-    if (path := built(portable=portable)) is not None:
+    if (path := built(instructions=instructions)) is not None:
         return Built(path)
     if _compiler() is None:
         return _no_compiler()
-    failure = _failure(portable)
+    failure = _failure(instructions)
     if failure.is_file():
         return failure.read_text(encoding="utf-8", errors="replace")
     return "nothing has been compiled for this processor yet: run `multimodal pull`"
 
 
-def built(*, portable: bool = False) -> Path | None:
+def built(*, instructions: Instructions = "native") -> Path | None:
     """Return the library for this source, processor and compiler, or None; compiles nothing.
 
     On a machine without a compiler, that is the newest of what another compiler made for the same processor.
     """
     compiler = _compiler()
     if compiler is not None:
-        path = _target(compiler, portable)
+        path = _target(compiler, instructions)
         return path if path.is_file() else None
-    found = [path for path in _folder().glob(f"native-{_digest(portable)}-*.so") if path.is_file()]
+    found = [path for path in _folder().glob(f"native-{_digest(instructions)}-*.so") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def build(progress: Callable[[str], object] = print, *, portable: bool = False) -> Path:
+def build(progress: Callable[[str], object] = print, *, instructions: Instructions = "native") -> Path:
     """Return the library, compiled now if it was not: a few seconds.
 
     Args:
         progress: Called with one line before the compiler is.
-        portable: As for :func:`state`.
+        instructions: As for :func:`state`.
 
     Raises:
         BuildError: Without a compiler, or where it refuses the source with every choice of flags.
         OSError: If the cache folder cannot be written to.
     """
-    if (path := built(portable=portable)) is not None:
+    if (path := built(instructions=instructions)) is not None:
         return path
     compiler = _compiler()
     if compiler is None:
         raise BuildError(_no_compiler())
-    target = _target(compiler, portable)
+    target = _target(compiler, instructions)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if target.is_file():  # another process was faster
             return target
         progress(f"Compiling the engine for this processor with {compiler.command[0]} (a few seconds)")
-        failure = _failure(portable)
+        failure = _failure(instructions)
         try:
-            _compile(compiler, target, portable)
+            _compile(compiler, target, instructions)
         except BuildError as error:
             failure.write_text(str(error), encoding="utf-8")
             raise
@@ -119,12 +126,12 @@ def build(progress: Callable[[str], object] = print, *, portable: bool = False) 
     return target
 
 
-def _compile(compiler: _Compiler, target: Path, portable: bool) -> None:
+def _compile(compiler: _Compiler, target: Path, instructions: Instructions) -> None:
     said = ""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as folder:
         made = Path(folder) / "native.so"
         for choice in CHOICES:
-            flags = [*COMMON, *choice, *([PORTABLE] if portable else [])]
+            flags = [*COMMON, *choice, *FLAGS[instructions]]
             command = [*compiler.command, *flags, str(SOURCE), "-o", str(made)]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
@@ -186,10 +193,11 @@ def _cpuinfo() -> Iterator[tuple[str, str]]:
             yield name, " ".join(sorted(value.split()))
 
 
-def _digest(portable: bool) -> str:
+def _digest(instructions: Instructions) -> str:
     digest = hashlib.sha256(SOURCE.read_bytes())
     system = (platform.system(), platform.machine(), " ".join(platform.libc_ver()))
-    for part in (*COMMON, *(flag for choice in CHOICES for flag in choice), *system, _processor(), str(portable)):
+    flags = (*COMMON, *(flag for choice in CHOICES for flag in choice), *FLAGS[instructions])
+    for part in (*flags, *system, _processor()):
         digest.update(b"\0" + part.encode())
     return digest.hexdigest()[:16]
 
@@ -198,12 +206,12 @@ def _folder() -> Path:
     return cache_folder() / "engine"
 
 
-def _target(compiler: _Compiler, portable: bool) -> Path:
+def _target(compiler: _Compiler, instructions: Instructions) -> Path:
     by = hashlib.sha256("\0".join((*compiler.command, compiler.version)).encode()).hexdigest()[:8]
-    return _folder() / f"native-{_digest(portable)}-{by}.so"
+    return _folder() / f"native-{_digest(instructions)}-{by}.so"
 
 
-def _failure(portable: bool) -> Path:
+def _failure(instructions: Instructions) -> Path:
     """Where it stands why the compiler failed."""
     compiler = _compiler()
-    return _folder() / "none" if compiler is None else _target(compiler, portable).with_suffix(".failed.txt")
+    return _folder() / "none" if compiler is None else _target(compiler, instructions).with_suffix(".failed.txt")

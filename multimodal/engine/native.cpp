@@ -11,7 +11,7 @@
 // P positions and S region tokens of a slot. Inputs of a matrix are padded to 64 and outputs to 16, with zeros.
 //
 // Layout of a matrix (N outputs, K inputs), tile by tile of 16 outputs; `plain` is read by loops that any compiler
-// vectorises, `interleaved` by the dot-product instructions of AVX-512:
+// vectorises, `interleaved` by the dot-product instructions of AVX-512 and, but for bfloat16, by AVX2:
 //
 //   kind      plain                          interleaved                        scales
 //   int8      [K][16]                        [K/4][16][4]                       float32 [16] per tile
@@ -27,10 +27,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <new>
 #include <optional>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #ifdef _OPENMP
@@ -39,6 +41,10 @@
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && !defined(MULTIMODAL_PORTABLE)
 #define WITH_VNNI 1
+#include <immintrin.h>
+#endif
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(WITH_VNNI) && !defined(MULTIMODAL_PORTABLE)
+#define WITH_AVX2 1
 #include <immintrin.h>
 #endif
 #if defined(WITH_VNNI) && defined(__AVX512BF16__)
@@ -62,12 +68,17 @@ using bfloat16 = uint16_t;  // its bits
 #define OWN_FUNCTION
 #endif
 
-constexpr int kRows = 32;   // rows that one pass over the weights serves
-constexpr int kBlock = 8;   // rows that a kernel takes at a time, while a tile's weights are at hand
-constexpr int kTile = 16;   // outputs of a tile
-constexpr int kAmxRows = 4; // rows from which on AMX is faster
-constexpr int kInputs = 64; // inputs are padded to a multiple of it; group of int8 activations
-constexpr int kGroup = 32;  // group of int4 weights
+constexpr int kRows = 32;     // rows that one pass over the weights serves
+#ifdef WITH_VNNI
+constexpr int kBlock = 14;    // rows that a kernel takes at a time: as many as registers allow
+#else
+constexpr int kBlock = 4;
+#endif
+constexpr int kTile = 16;     // outputs of a tile
+constexpr int kAhead = 4096;  // bytes between the weights that are read and those that are called into the second cache
+constexpr int kAmxRows = 4;   // rows from which on AMX is faster
+constexpr int kInputs = 64;   // inputs are padded to a multiple of it; group of int8 activations
+constexpr int kGroup = 32;    // group of int4 weights
 
 enum Kind : int64_t { kInt8 = 0, kInt4 = 1, kBfloat16 = 2 };
 
@@ -202,13 +213,6 @@ struct Activations {
   bool with_amx = false;   // its registers are set up
 };
 
-// A phase is a number of tiles that threads claim one by one. It is over when all are done, so whatever a thread
-// reads while it holds a tile cannot change: later phases wait. A thread that comes late finds nothing left to do
-// and delays nobody.
-struct alignas(128) Phase {
-  std::atomic<int64_t> next{0}, done{0};
-};
-
 inline void pause_thread(int spins) {
   if (spins > 4096) {
     std::this_thread::yield();
@@ -219,18 +223,41 @@ inline void pause_thread(int spins) {
 #endif
 }
 
-// Before its first tile a thread runs `prepare`; without a tile, it does not.
-template <class Prepare, class Work>
-inline void run(Phase& phase, int64_t tiles, Prepare prepare, Work work) {
-  bool ready = false;
-  for (int64_t tile; (tile = phase.next.fetch_add(1, std::memory_order_relaxed)) < tiles;) {
-    if (!ready) prepare();
-    ready = true;
-    work(tile);
-    phase.done.fetch_add(1, std::memory_order_release);
+// A phase is a number of parts, a range of them for each thread, which claims them one by one, and then those that other
+// threads have not come to: so what a thread reads lies in one stretch of memory, and nobody waits for a thread that the
+// system has stopped. It is over when all are done, so whatever a thread reads while it holds a part cannot change: later
+// phases wait. A thread that comes late finds nothing left to do and delays nobody.
+class alignas(128) Phase {
+ public:
+  explicit Phase(int64_t threads) : next_(new std::atomic<int64_t>[threads]) { reset(threads); }
+  void reset(int64_t threads) {
+    threads_ = threads;
+    for (int64_t i = 0; i < threads; i++) next_[i].store(0, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
   }
-  for (int spins = 0; phase.done.load(std::memory_order_acquire) < tiles; spins++) pause_thread(spins);
-}
+
+  // Calls `work` for parts, and `prepare` before the first one.
+  template <class Prepare, class Work>
+  void run(int64_t thread, int64_t parts, Prepare prepare, Work work) {
+    bool ready = false;
+    for (int64_t turn = 0; turn < threads_; turn++) {
+      const int64_t owner = (thread + turn) % threads_;
+      const int64_t begin = parts * owner / threads_, end = parts * (owner + 1) / threads_;
+      for (int64_t part; (part = begin + next_[owner].fetch_add(1, std::memory_order_relaxed)) < end;) {
+        if (!ready) prepare();
+        ready = true;
+        work(part);
+        done_.fetch_add(1, std::memory_order_release);
+      }
+    }
+    for (int spins = 0; done_.load(std::memory_order_acquire) < parts; spins++) pause_thread(spins);
+  }
+
+ private:
+  int64_t threads_ = 0;
+  std::unique_ptr<std::atomic<int64_t>[]> next_;
+  std::atomic<int64_t> done_{0};
+};
 
 inline int64_t divided(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
@@ -268,12 +295,12 @@ struct Workspace {
         states(kRows, inputs),
         qkv(kRows, largest_qkv(model)),
         attended(kRows, inputs),
-        hidden(kRows, inputs),
-        phases((model.layer_count + model.block_count) * 6 + 2) {
+        hidden(kRows, inputs) {
     const int64_t group =
         std::max(model.heads / model.kv_heads, model.cross_heads / std::max<int64_t>(model.cross_kv_heads, 1));
     const int64_t looked = std::max(model.positions, model.regions) + kTile;
     for (int64_t i = 0; i < threads; i++) activations.emplace_back(inputs, group * looked);
+    for (int64_t i = 0; i < (model.layer_count + model.block_count) * 6 + 2; i++) phases.emplace_back(threads);
   }
   int64_t inputs;
   Buffer<float> states;    // (B, D): the residual stream
@@ -281,7 +308,7 @@ struct Workspace {
   Buffer<float> attended;  // (B, H * C)
   Buffer<float> hidden;    // (B, F)
   float attention_weight[kRows], feed_forward_weight[kRows];  // of a block's dynamic gates
-  std::vector<Phase> phases;
+  std::deque<Phase> phases;
   std::vector<Activations> activations;  // one for each thread
   bool with_amx = may_use_amx();
 };
@@ -309,6 +336,25 @@ void quantise(const float* values, int64_t inputs, int8_t* codes, float* scales,
     sums[g] = _mm512_reduce_add_epi32(sum);
   }
 }
+#elif defined(WITH_AVX2)
+template <int GROUP>
+void quantise(const float* values, int64_t inputs, int8_t* codes, float* scales, int32_t* sums) {
+  for (int64_t g = 0; g < inputs / GROUP; g++, values += GROUP, codes += GROUP) {
+    float largest = 1e-20f;
+#pragma omp simd reduction(max : largest)
+    for (int k = 0; k < GROUP; k++) largest = std::max(largest, std::fabs(values[k]));
+    const float scale = largest / 127;
+    const __m256 inverse = _mm256_set1_ps(1 / scale);
+    alignas(32) int32_t rounded[GROUP];
+    for (int k = 0; k < GROUP; k += 8)
+      _mm256_store_si256(reinterpret_cast<__m256i*>(rounded + k),
+                         _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values + k), inverse)));
+    int32_t sum = 0;
+    for (int k = 0; k < GROUP; k++) codes[k] = static_cast<int8_t>(rounded[k]), sum += rounded[k];
+    scales[g] = scale;
+    sums[g] = sum;
+  }
+}
 #endif
 
 // Row `row` of the activations, for a matrix, from one row of inputs.
@@ -318,7 +364,7 @@ OWN_FUNCTION void prepare_row(Activations& to, int row, const Linear& linear, co
     for (int64_t k = 0; k < linear.inputs; k++) values[k] = inputs[k] * linear.input_weight[k];
   else
     std::memcpy(values, inputs, linear.inputs * sizeof(float));
-#ifdef WITH_VNNI
+#if defined(WITH_VNNI) || defined(WITH_AVX2)
   if (linear.kind == kInt8)
     quantise<kInputs>(values, linear.inputs, to.codes[row], to.scales[row], to.sums[row]);
   else if (linear.kind == kInt4)
@@ -410,7 +456,7 @@ void int8_tile(const Linear& linear, int64_t tile, const Activations& x, int fir
     for (int m = 0; m < ROWS; m++) sum[m] = _mm512_set1_epi32(-128 * x.sums[first + m][g]);  // the codes' offset
 #pragma GCC unroll 16
     for (int i = 0; i < kInputs / 4; i++) {
-      _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + 4096), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + kAhead), _MM_HINT_T1);
       const __m512i weights = _mm512_loadu_si512(codes + i * 64);
       for (int m = 0; m < ROWS; m++)
         sum[m] = _mm512_dpbusd_epi32(sum[m], weights, broadcast(x.codes[first + m] + g * kInputs + i * 4));
@@ -435,7 +481,7 @@ void int4_tile(const Linear& linear, int64_t tile, const Activations& x, int fir
     for (int m = 0; m < ROWS; m++) sum[m] = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int i = 0; i < kGroup / 8; i++) {
-      _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + 2048), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + kAhead), _MM_HINT_T1);
       const __m512i both = _mm512_loadu_si512(codes + i * 64);
       const __m512i even = _mm512_and_si512(both, low), odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
       for (int m = 0; m < ROWS; m++) {
@@ -456,6 +502,88 @@ void int4_tile(const Linear& linear, int64_t tile, const Activations& x, int fir
 }
 #endif
 
+#ifdef WITH_AVX2
+// As the kernels above, sum for sum. A tile's 16 outputs are two registers of 8.
+inline __m256i broadcast(const void* four_bytes) {
+  int32_t value;
+  std::memcpy(&value, four_bytes, 4);
+  return _mm256_set1_epi32(value);
+}
+
+inline __m256i loaded(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
+
+template <int ROWS>
+void int8_tile(const Linear& linear, int64_t tile, const Activations& x, int first, float* out) {
+  const uint8_t* codes = linear.tiles + tile * linear.inputs * kTile;
+  const __m256i offset = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
+  __m256 total[ROWS][2] = {};
+  for (int64_t g = 0; g < linear.inputs / kInputs; g++, codes += kInputs * kTile) {
+    __m256i sum[ROWS][2] = {};
+    for (int i = 0; i < kInputs / 4; i++) {
+      _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + kAhead), _MM_HINT_T1);
+      __m256i weights[2], sizes[2];  // the signs go to the activations: pairs of products then fit into 16 bits
+      for (int j = 0; j < 2; j++) {
+        weights[j] = _mm256_xor_si256(loaded(codes + i * 64 + j * 32), offset);
+        sizes[j] = _mm256_abs_epi8(weights[j]);
+      }
+      for (int m = 0; m < ROWS; m++) {
+        const __m256i values = broadcast(x.codes[first + m] + g * kInputs + i * 4);
+        for (int j = 0; j < 2; j++) {
+          const __m256i pairs = _mm256_maddubs_epi16(sizes[j], _mm256_sign_epi8(values, weights[j]));
+          sum[m][j] = _mm256_add_epi32(sum[m][j], _mm256_madd_epi16(pairs, ones));
+        }
+      }
+    }
+    for (int m = 0; m < ROWS; m++)
+      for (int j = 0; j < 2; j++)
+        total[m][j] =
+            _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m][j]), _mm256_set1_ps(x.scales[first + m][g]), total[m][j]);
+  }
+  const float* scales = static_cast<const float*>(linear.scales) + tile * kTile;
+  for (int m = 0; m < ROWS; m++)
+    for (int j = 0; j < 2; j++)
+      _mm256_storeu_ps(out + m * kTile + j * 8, _mm256_mul_ps(total[m][j], _mm256_loadu_ps(scales + j * 8)));
+}
+
+template <int ROWS>
+void int4_tile(const Linear& linear, int64_t tile, const Activations& x, int first, float* out) {
+  const int64_t groups = linear.inputs / kGroup;
+  const uint8_t* codes = linear.tiles + tile * linear.inputs * kTile / 2;
+  const uint16_t* table = static_cast<const uint16_t*>(linear.scales) + tile * groups * 2 * kTile;
+  const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  __m256 total[ROWS][2] = {};
+  for (int64_t g = 0; g < groups; g++, codes += kGroup * kTile / 2, table += 2 * kTile) {
+    __m256i pairs[ROWS][2] = {};  // at most 8 times 2 * 15 * 127: 16 bits hold a group's
+    for (int i = 0; i < kGroup / 8; i++) {
+      _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + kAhead), _MM_HINT_T1);
+      for (int j = 0; j < 2; j++) {
+        const __m256i both = loaded(codes + i * 64 + j * 32);
+        const __m256i even = _mm256_and_si256(both, low), odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        for (int m = 0; m < ROWS; m++) {
+          const int8_t* values = x.codes[first + m] + g * kGroup + i * 8;
+          pairs[m][j] = _mm256_add_epi16(pairs[m][j], _mm256_maddubs_epi16(even, broadcast(values)));
+          pairs[m][j] = _mm256_add_epi16(pairs[m][j], _mm256_maddubs_epi16(odd, broadcast(values + 4)));
+        }
+      }
+    }
+    for (int j = 0; j < 2; j++) {
+      const auto widened = [&](const uint16_t* halves) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + j * 8)));
+      };
+      const __m256 step = widened(table), minimum = widened(table + kTile);
+      for (int m = 0; m < ROWS; m++) {
+        const __m256 offset = _mm256_mul_ps(minimum, _mm256_set1_ps(static_cast<float>(x.sums[first + m][g])));
+        const __m256 sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[m][j], ones));
+        const __m256 product = _mm256_fmadd_ps(sum, step, offset);
+        total[m][j] = _mm256_fmadd_ps(product, _mm256_set1_ps(x.scales[first + m][g]), total[m][j]);
+      }
+    }
+  }
+  for (int m = 0; m < ROWS; m++)
+    for (int j = 0; j < 2; j++) _mm256_storeu_ps(out + m * kTile + j * 8, total[m][j]);
+}
+#endif
+
 #ifdef WITH_BF16
 template <int ROWS>
 void bfloat16_tile(const Linear& linear, int64_t tile, const Activations& x, int first, float* out) {
@@ -466,7 +594,7 @@ void bfloat16_tile(const Linear& linear, int64_t tile, const Activations& x, int
     for (int u = 0; u < kChains; u++) total[m][u] = _mm512_setzero_ps();
   for (int64_t k = 0; k < linear.inputs; k += 2 * kChains, halves += 64 * kChains)
     for (int u = 0; u < kChains; u++) {
-      _mm_prefetch(reinterpret_cast<const char*>(halves + u * 64 + 4096), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(halves + u * 64 + kAhead), _MM_HINT_T1);
       const __m512bh weights = (__m512bh)_mm512_loadu_si512(halves + u * 64);
       for (int m = 0; m < ROWS; m++)
         total[m][u] = _mm512_dpbf16_ps(total[m][u], weights, (__m512bh)broadcast(x.halves[first + m] + k + 2 * u));
@@ -511,7 +639,7 @@ void int8_amx_tile(const Linear& linear, int64_t tile, const Activations& x, int
   for (int m = 0; m < ROWS; m++) total[m] = _mm512_setzero_ps();
   for (int64_t g = 0; g < linear.inputs / kInputs; g++, codes += kInputs * kTile) {
     for (int i = 0; i < kInputs / 4; i++)
-      _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + 4096), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(codes + i * 64 + kAhead), _MM_HINT_T1);
     _tile_zero(0);
     _tile_loadd(1, x.codes[first] + g * kInputs, stride);
     _tile_loadd(2, codes, 64);
@@ -533,25 +661,27 @@ bool interleaved([[maybe_unused]] int64_t kind) {
 #ifdef WITH_BF16
   if (kind == kBfloat16) return true;
 #endif
-#ifdef WITH_VNNI
+#if defined(WITH_VNNI) || defined(WITH_AVX2)
   if (kind != kBfloat16) return true;
 #endif
   return false;
 }
 
-#define FOR_ROWS(kernel)                                                          \
-  for (int first = 0; first < rows; first += kBlock, out += kBlock * kTile)       \
-    switch (rows - first) {                                                       \
-      case 1: kernel<1>(linear, tile, x, first, out); break;                      \
-      case 2: kernel<2>(linear, tile, x, first, out); break;                      \
-      case 3: kernel<3>(linear, tile, x, first, out); break;                      \
-      case 4: kernel<4>(linear, tile, x, first, out); break;                      \
-      case 5: kernel<5>(linear, tile, x, first, out); break;                      \
-      case 6: kernel<6>(linear, tile, x, first, out); break;                      \
-      case 7: kernel<7>(linear, tile, x, first, out); break;                      \
-      default: kernel<kBlock>(linear, tile, x, first, out);                       \
-    }                                                                             \
-  return;
+// Calls a kernel, which is compiled for each number of rows, with that number.
+template <int MOST, class Kernel>
+inline void call_for(int rows, Kernel kernel) {
+  if constexpr (MOST > 1)
+    if (rows < MOST) return call_for<MOST - 1>(rows, kernel);
+  kernel(std::integral_constant<int, MOST>());
+}
+
+// Calls a kernel for all rows, in equal parts, as few as it can: for each, a tile's weights are read once.
+template <class Kernel>
+inline void in_parts(int rows, Kernel kernel) {
+  const int part = static_cast<int>(divided(rows, divided(rows, kBlock)));
+  for (int first = 0; first < rows; first += part)
+    call_for<kBlock>(std::min(part, rows - first), [&](auto count) { kernel(count, first); });
+}
 
 void multiply_tile(const Linear& linear, int64_t tile, const Activations& x, int rows, float* out) {
 #ifdef WITH_AMX
@@ -566,18 +696,15 @@ void multiply_tile(const Linear& linear, int64_t tile, const Activations& x, int
     return;
   }
 #endif
-#ifdef WITH_VNNI
-  if (linear.kind == kInt8) {
-    FOR_ROWS(int8_tile)
-  }
-  if (linear.kind == kInt4) {
-    FOR_ROWS(int4_tile)
-  }
+#if defined(WITH_VNNI) || defined(WITH_AVX2)
+  if (linear.kind == kInt8)
+    return in_parts(rows, [&](auto count, int first) { int8_tile<count()>(linear, tile, x, first, out + first * kTile); });
+  if (linear.kind == kInt4)
+    return in_parts(rows, [&](auto count, int first) { int4_tile<count()>(linear, tile, x, first, out + first * kTile); });
 #endif
 #ifdef WITH_BF16
-  if (linear.kind == kBfloat16) {
-    FOR_ROWS(bfloat16_tile)
-  }
+  if (linear.kind == kBfloat16)
+    return in_parts(rows, [&](auto count, int first) { bfloat16_tile<count()>(linear, tile, x, first, out + first * kTile); });
 #endif
   plain_tile(linear, tile, x, rows, out);
 }
@@ -664,8 +791,8 @@ OWN_FUNCTION float gate_weight(const float* gate, const float* normed, int64_t w
 // Up to 32 rows through the model, as one thread sees it.
 class Pass {
  public:
-  Pass(const Model& model, Workspace& space, Activations& x, const Row* rows, int count)
-      : model_(model), space_(space), x_(x), rows_(rows), count_(count), phase_(space.phases.data()) {
+  Pass(const Model& model, Workspace& space, int thread, const Row* rows, int count)
+      : model_(model), space_(space), thread_(thread), x_(space.activations[thread]), rows_(rows), count_(count) {
     for (int row = 0; row < count; row++) {
       all_[row] = row;
       for (int other = 0; other < row; other++) shared_ |= rows[other].slot == rows[row].slot;
@@ -678,15 +805,15 @@ class Pass {
     embed();
     for (int64_t index = 0; index < model_.layer_count; index++) {
       const int64_t block = model_.block_at[index];
-      if (block >= 0 && seeing_count_) layer(model_.blocks[block], seeing_, seeing_count_, block, true);
-      layer(model_.layers[index], all_, count_, index, false);
+      if (block >= 0 && seeing_count_) layer(model_.blocks[block], seeing_, seeing_count_, 0, block, true);
+      layer(model_.layers[index], all_, count_, index + 1 < model_.layer_count ? 0 : first, index, false);
     }
     const int wanted = count_ - first;
     if (wanted <= 0) return;
     const Linear& head = model_.head;
     const int64_t tiles = head.outputs / kTile, at_once = 32;
     run(
-        *phase_++, divided(tiles, at_once), [&] { normalise(head, all_ + first, wanted); },
+        divided(tiles, at_once), [&] { normalise(head, all_ + first, wanted); },
         [&](int64_t part) {
           for (int64_t tile = part * at_once; tile < std::min(tiles, (part + 1) * at_once); tile++) {
             float out[kRows * kTile];
@@ -698,10 +825,15 @@ class Pass {
   }
 
  private:
+  template <class Prepare, class Work>
+  void run(int64_t parts, Prepare prepare, Work work) {
+    space_.phases[phase_++].run(thread_, parts, prepare, work);
+  }
+
   void embed() {
     const int64_t width = model_.width;
     run(
-        *phase_++, count_, [] {},
+        count_, [] {},
         [&](int64_t row) {
           float* states = space_.states[row];
           const int64_t start = rows_[row].token * width;
@@ -714,11 +846,12 @@ class Pass {
         });
   }
 
-  // A decoder layer, or a block over those rows (their indices in `rows`) that see a picture.
-  void layer(const Layer& layer, const int* rows, int count, int64_t index, bool cross) {
+  // A decoder layer, or a block over those rows (their indices in `rows`) that see a picture. Of the first `unread` rows
+  // nobody reads more than keys and values.
+  void layer(const Layer& layer, const int* rows, int count, int unread, int64_t index, bool cross) {
     const int64_t tiles = layer.qkv.outputs / kTile, at_once = 4;
     run(
-        *phase_++, divided(tiles, at_once), [&] { normalise(layer.qkv, rows, count); },
+        divided(tiles, at_once), [&] { normalise(layer.qkv, rows, count); },
         [&](int64_t part) {
           if (part == 0) weigh(layer.attention_gate, count, space_.attention_weight);
           for (int64_t tile = part * at_once; tile < std::min(tiles, (part + 1) * at_once); tile++) {
@@ -731,9 +864,11 @@ class Pass {
     const int64_t heads = cross ? model_.cross_kv_heads : model_.kv_heads;
     if (shared_ && !cross)  // a row reads what the others of its slot write
       run(
-          *phase_++, count * heads, [] {}, [&](int64_t part) { write(rows[part / heads], part % heads, index); });
+        count * heads, [] {}, [&](int64_t part) { write(rows[part / heads], part % heads, index); });
+    if (shared_) rows += unread, count -= unread;
+    if (count == 0) return;
     run(
-        *phase_++, count * heads, [] {},
+        count * heads, [] {},
         [&](int64_t part) {
           const int row = rows[part / heads];
           if (!cross && !shared_) write(row, part % heads, index);
@@ -742,7 +877,7 @@ class Pass {
     add(layer.o, space_.attended, rows, count, layer.attention_gate ? space_.attention_weight : nullptr);
     const int64_t half = layer.gate_up.outputs / kTile / 2;
     run(
-        *phase_++, divided(half, at_once), [&] { normalise(layer.gate_up, rows, count); },
+        divided(half, at_once), [&] { normalise(layer.gate_up, rows, count); },
         [&](int64_t part) {
           if (part == 0) weigh(layer.feed_forward_gate, count, space_.feed_forward_weight);
           for (int64_t tile = part * at_once; tile < std::min(half, (part + 1) * at_once); tile++) {
@@ -770,7 +905,7 @@ class Pass {
   void add(const Linear& linear, const Buffer<float>& inputs, const int* rows, int count, const float* weights) {
     const int64_t tiles = linear.outputs / kTile, at_once = 3;
     run(
-        *phase_++, divided(tiles, at_once),
+        divided(tiles, at_once),
         [&] {
           for (int i = 0; i < count; i++) prepare_row(x_, i, linear, inputs[rows[i]]);
         },
@@ -830,12 +965,13 @@ class Pass {
 
   const Model& model_;
   Workspace& space_;
+  int thread_;
   Activations& x_;
   const Row* rows_;
   int count_, seeing_count_ = 0;
   bool shared_ = false;  // some rows have one slot
   int all_[kRows], seeing_[kRows];
-  Phase* phase_;
+  size_t phase_ = 0;
 };
 
 // ---- prompts
@@ -1044,10 +1180,7 @@ void multimodal_step(const Model* model, void* workspace, const Row* rows, int64
   Workspace& space = *static_cast<Workspace*>(workspace);
   threads = std::min<int64_t>(threads, static_cast<int64_t>(space.activations.size()));
   for (int64_t start = 0; start < count; start += kRows) {
-    for (Phase& phase : space.phases) {
-      phase.next.store(0, std::memory_order_relaxed);
-      phase.done.store(0, std::memory_order_relaxed);
-    }
+    for (Phase& phase : space.phases) phase.reset(threads);
     const int now = static_cast<int>(std::min<int64_t>(kRows, count - start));
     const int first = static_cast<int>(std::clamp<int64_t>(count - wanted - start, 0, now));
     float* to = first < now ? logits + (start + first - (count - wanted)) * stride : nullptr;
@@ -1064,7 +1197,7 @@ void multimodal_step(const Model* model, void* workspace, const Row* rows, int64
       space.activations[thread].with_amx = with_amx;
       if (with_amx) registers.emplace(std::min(now, kTile));
 #endif
-      Pass(*model, space, space.activations[thread], rows + start, now).forward(to, stride, first);
+      Pass(*model, space, thread, rows + start, now).forward(to, stride, first);
     }
   }
 }

@@ -254,11 +254,10 @@ class TorchRunner(Runner):
     def see(self, slot: int, place: int, picture: PictureStates) -> None:
         """Keep a picture's cross keys and values; the query norm's weight goes into the keys."""
         span = slice(place * self.latents, (place + 1) * self.latents)
-        keys = (
-            picture.keys.float() if self.query_norm is None else picture.keys.float() * self.query_norm[:, None, None]
-        )
-        self.cross_keys[:, slot, :, span] = keys
-        self.cross_values[:, slot, :, span] = picture.values
+        for at in range(len(self.cross_keys)):  # all at once, on a CPU torch would wake its threads: that takes longer
+            keys = picture.keys[at].float()
+            self.cross_keys[at, slot, :, span] = keys if self.query_norm is None else keys * self.query_norm[at]
+            self.cross_values[at, slot, :, span] = picture.values[at]
 
     def copy(self, source: int, target: int, length: int, pictures: int) -> None:
         """Copy keys and values."""

@@ -81,16 +81,17 @@ class Scores:
     def __init__(self, logits: torch.Tensor, suppressed: Sequence[int] = ()) -> None:
         for token in suppressed:
             logits[:, token] = -torch.inf
-        self.logits = logits
-        top, likeliest = logits.max(-1)
+        self.logits, self._logprobs = logits, logits.log_softmax(-1)
+        # On a CPU, torch would have its threads share each row, and wake them for that: longer than the search takes.
+        likeliest = (logits.numpy() if logits.device.type == "cpu" else logits).argmax(-1)
         self.likeliest: list[int] = likeliest.tolist()
-        self.logprobs: list[float] = (top - logits.logsumexp(-1)).tolist()
+        self.logprobs: list[float] = [float(self._logprobs[row, token]) for row, token in enumerate(self.likeliest)]
 
     def top(self, row: int, count: int) -> tuple[tuple[int, float], ...]:
         """The likeliest tokens of one row that can be said, and their log-probabilities, the likeliest first."""
         if not count:
             return ()
-        logprobs, tokens = self.logits[row].log_softmax(-1).topk(min(count, self.logits.shape[-1]))
+        logprobs, tokens = self._logprobs[row].topk(min(count, self.logits.shape[-1]))
         pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
         return tuple(pair for pair in pairs if pair[1] > -math.inf)
 

@@ -60,8 +60,8 @@ def test_compiles_once(compiler: None, cache: Path) -> None:
     assert not list(cache.glob("building-*"))
 
 
-def test_portable_is_another(compiler: None) -> None:
-    assert build.build() != build.build(portable=True)
+def test_other_instructions_another_library(compiler: None) -> None:
+    assert build.build() != build.build(instructions="any")
 
 
 def test_another_source_another_library(compiler: None) -> None:
