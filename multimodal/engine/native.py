@@ -2,8 +2,9 @@
 
 What it does: packs the weights into the tiles that ``native.cpp`` reads, and calls it. Long pieces of a prompt run in
 torch, as in the runner that it extends, on one matrix at a time that is unpacked from the tiles into a scratch buffer;
-unpacking takes as long as five steps or so, so short ones are steps of several tokens. What always holds: the tiles are
-the only copy of the weights that this module keeps; what a row gets hangs on that row alone, bit for bit.
+unpacking takes as long as five steps or so, so short ones are steps of several tokens, and longer ones are, too, where
+there is no AMX to multiply with and little before them to look back at. What always holds: the tiles are the only copy
+of the weights that this module keeps; what a row gets hangs on that row alone, bit for bit.
 
 Norm weights stay outside of the matrices and are multiplied into the activations: the values of a decoder that was in
 4 bits once, in groups of 32, are found again without a loss; multiplied by a norm's weight they would not be.
@@ -38,6 +39,7 @@ INPUTS = 64  # inputs are padded to a multiple of it
 GROUP = 32  # inputs that share a step and a minimum in int4
 PIECE = 4096  # outputs of the head that are packed at a time: whole tiles
 SHORT = 48  # tokens of a piece of a prompt up to which steps are sooner done than unpacked matrices
+NEAR = 512  # without AMX: up to this position in the text they are, however many they are
 VERSION = 4
 
 
@@ -305,6 +307,7 @@ class NativeRunner(TorchRunner):
             assert isinstance(found, Built)
             path = found.path
         self.code, self.precision = library(path), precision
+        self._slow_matrices = not _has_linear(self.code) and bool(self.code.multimodal_interleaved(KINDS[precision]))
         self._scratch: dict[Any, torch.Tensor] = {}
         self._prepared: dict[str | None, _Prepared] = {}
         super().__init__(model, dtype, slots=slots, positions=positions, pictures=pictures)
@@ -432,7 +435,8 @@ class NativeRunner(TorchRunner):
         self, slot: int, tokens: Sequence[int], start: int, seen: Sequence[int], adapter: str | None = None
     ) -> torch.Tensor:
         """As :class:`TorchRunner`; a short piece as the steps that its tokens would be, 32 at a time."""
-        if len(tokens) > SHORT:
+        near = self._slow_matrices and start + len(tokens) <= NEAR
+        if len(tokens) > SHORT and not near:
             return super().read(slot, tokens, start, seen, adapter)
         places = zip(tokens, range(start, start + len(tokens)), seen, strict=True)
         return self._step([Row(slot, *place) for place in places], adapter, 1)[0]

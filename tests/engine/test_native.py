@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from multimodal.engine import Engine, build
+from multimodal.engine import native as native_module
 from multimodal.engine.build import FLAGS
 from multimodal.engine.native import KINDS, SHORT, NativeRunner, Precision, Tiles, library, obstacle, pack_tiles
 from multimodal.engine.runner import Packed, PictureStates, Row, TorchRunner
@@ -134,10 +135,18 @@ class TestAgainstTorch:
         assert_close(actual, expected, limit=0.06 * expected.abs().max().item())
 
     @pytest.mark.parametrize("precision", LIMITS)
-    @pytest.mark.parametrize("length", [SHORT, SHORT + 1], ids=["steps", "matrices"])
+    @pytest.mark.parametrize(("length", "near"), [(SHORT, 0), (SHORT + 1, 0), (SHORT + 1, 64)])
     def test_prompts(
-        self, path: Path, model: FusionForConditionalGeneration, precision: Precision, length: int
+        self,
+        path: Path,
+        model: FusionForConditionalGeneration,
+        precision: Precision,
+        length: int,
+        near: int,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        """As steps, as matrices, and as either, where there is AMX or not."""
+        monkeypatch.setattr(native_module, "NEAR", near)
         runner, oracle = native(model, precision, path), TorchRunner(model, torch.float32, **SIZES)
         for one in (runner, oracle):
             one.see(0, 0, picture(model, 0))
@@ -147,7 +156,14 @@ class TestAgainstTorch:
         assert_close(runner.read(0, tokens, 10, seen), expected, limit=LIMITS[precision] * expected.abs().max().item())
 
     @pytest.mark.parametrize("precision", KINDS)
-    def test_prompts_in_bfloat16(self, path: Path, model: FusionForConditionalGeneration, precision: Precision) -> None:
+    def test_prompts_in_bfloat16(
+        self,
+        path: Path,
+        model: FusionForConditionalGeneration,
+        precision: Precision,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(native_module, "NEAR", 0)
         exact, rounded = native(model, precision, path), native(model, precision, path, torch.bfloat16)
         for runner in (exact, rounded):
             runner.see(0, 0, picture(model, 0))
