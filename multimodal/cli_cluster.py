@@ -62,7 +62,11 @@ def add_ray(command: argparse.ArgumentParser, *, service: bool) -> None:
 
 
 def _replicas(text: str) -> int | str:
-    return text if text == "auto" else count(text)
+    """A whole number from 1, or ``"auto"``."""
+    try:
+        return text if text == "auto" else count(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of replicas nor auto") from None
 
 
 def add_resources(command: argparse._ActionsContainer) -> None:

@@ -61,6 +61,7 @@ class Measurements:
         price: US dollars an hour, all included; None if unknown.
         entrance: On top of every answer, without keeping the replica from others: HTTP, the router, waking up after a
             pause.
+        around: Of a processor, for every answer, outside of the replica: the router, Ray, HTTP. 0 if unknown.
     """
 
     kind: str
@@ -74,10 +75,11 @@ class Measurements:
     picture_bytes: int
     price: float | None = None
     entrance: float = 0.0
+    around: float = 0.0
 
     def __post_init__(self) -> None:
         lengths = list(self.answer_tokens)
-        times = (self.first, self.later, self.entrance, *self.step.values())
+        times = (self.first, self.later, self.entrance, self.around, *self.step.values())
         if not lengths or min(lengths) < 1 or not self.step or min(times) < 0:
             raise PlanError(f"{self.kind}: times are 0 or more, and answers have 1 token or more: measure again")
         if self.slots < 1 or self.cached_pictures < 0:
@@ -96,6 +98,17 @@ class Measurements:
         """
         read = cached * self.later + (1 - cached) * self.first
         return read + (float(np.mean(self.answer_tokens)) - 1) * self.steps()[-1] / self.slots
+
+    def most(self, replicas: int, *, cores: float = math.inf, callers: float = 0.0) -> float:
+        """Answers a second about pictures that are held, at most.
+
+        Args:
+            replicas: How many there are; each keeps one core busy.
+            cores: That they share with the way to them and, where these are there, too, the callers.
+            callers: Seconds of a processor that a caller spends on an answer.
+        """
+        work = self.work(cached=1)
+        return min(replicas / work, cores / (work + self.around + callers))
 
     def alone(self) -> float:
         """Seconds in which 99 of 100 answers about pictures that are held are whole, while nobody else asks."""
@@ -200,6 +213,11 @@ class Plan:
     def network(self) -> float:
         """Bytes of pictures that come in each second; every question brings its picture, as base64."""
         return self.traffic.rate * self.measured.picture_bytes * BASE64
+
+    @property
+    def entrance_cores(self) -> float:
+        """Cores that are busy outside of the replicas: routers, proxies, Ray."""
+        return self.traffic.rate * self.measured.around
 
     @property
     def storage(self) -> float:
@@ -423,7 +441,7 @@ def _fewest(run: Callable[[int], Outcome], holds: Callable[[Outcome], bool], lea
 
 def as_dict(made: Plan) -> dict[str, Any]:
     """A plan as JSON takes it."""
-    sums = {name: getattr(made, name) for name in ("replicas", "price", "network", "storage")}
+    sums = {name: getattr(made, name) for name in ("replicas", "price", "network", "entrance_cores", "storage")}
     return {**sums, "kind": made.measured.kind, **{k: v for k, v in asdict(made).items() if k != "measured"}}
 
 
@@ -432,7 +450,8 @@ def table(plans: Sequence[Plan]) -> Any:
     from rich.table import Table
 
     shown = Table("kind", "routing")
-    for name in ("replicas", "cells", "p50", "p99", "first token p99", "at work", "cached", "network", "USD an hour"):
+    figures = ("replicas", "cells", "p50", "p99", "first token p99", "at work", "cached")
+    for name in (*figures, "network", "cores before", "USD an hour"):
         shown.add_column(name, justify="right")
     for made in sorted(plans, key=lambda made: (made.price is None, made.price, made.replicas)):
         outcome = made.outcome
@@ -444,6 +463,7 @@ def table(plans: Sequence[Plan]) -> Any:
             *(f"{seconds:.2f} s" for seconds in (outcome.p50, outcome.p99, outcome.first_token_p99)),
             *(f"{100 * share:.0f} %" for share in (outcome.utilisation, outcome.cached)),
             f"{made.network / 1e6:,.0f} MB/s",
+            f"{made.entrance_cores:,.1f}" if made.measured.around else "",
             "" if made.price is None else f"{made.price:,.2f}",
         )
     return shown

@@ -117,6 +117,12 @@ class TestAgainstTheory:
         assert delayed.utilisation == plain.utilisation  # the replica has no more to do
         assert later.alone() == pytest.approx(server(1, geometric()).alone() + 0.5)
 
+    def test_replicas_that_share_cores_with_the_way_to_them_answer_less(self) -> None:
+        kind = server(1, [STEPS + 1], around=0.5)  # which is at work for a second on each answer
+        assert [kind.most(count) for count in (1, 2, 4)] == pytest.approx([1, 2, 4])
+        assert [kind.most(count, cores=4) for count in (1, 2, 4)] == pytest.approx([1, 2, 4 / 1.5])
+        assert kind.most(4, cores=4, callers=0.5) == pytest.approx(4 / 2)
+
     def test_a_replica_that_is_busy_is_passed_over(self) -> None:
         """All ask about one picture: its replica alone would be overwhelmed."""
         traffic = Traffic(3, questions=1e9, pause=0.1)
@@ -143,6 +149,7 @@ class TestPlan:
         capacity = made.replicas / EMBEDDED.work(cached=2 / 3)
         assert 200_000 < capacity < 1.5 * 200_000
         assert made.network == pytest.approx(200_000 * EMBEDDED.picture_bytes * 4 / 3)
+        assert made.entrance_cores == pytest.approx(200_000 * EMBEDDED.around)
 
     def test_what_no_number_of_replicas_can_do(self) -> None:
         with pytest.raises(PlanError, match=r"1 of 100 answers takes more than .* no number of replicas"):

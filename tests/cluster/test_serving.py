@@ -150,6 +150,13 @@ def test_a_name_is_the_folder_s_unless_it_is_given() -> None:
     assert ServingSettings(model="runs/mine", name="ours").called == "ours"
 
 
+def test_a_number_of_replicas_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, why in (("two", "'two' is neither a number of replicas nor auto"), ("0", "0 is not 1 or more")):
+        with pytest.raises(SystemExit):
+            main(["serve", "--ray", "--replicas", wrong])
+        assert why in capsys.readouterr().err
+
+
 def test_addresses_that_others_reach_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--ray", "--model", "nonsense", "--host", "0.0.0.0"]) == 1
     assert "asks nobody for a key" in capsys.readouterr().err
