@@ -265,7 +265,7 @@ def ask_tab(asking: Asking, feedback: Feedback, *, choices: Sequence[Choice]) ->
     def look_at_word(turns: Turns, place: int, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
         if not _has_trace(turns, place):
             return gr.skip(), gr.skip()
-        return attention_picture(turns[place], event.word, language_of(request))
+        return _looked(turns[place], event.word, language_of(request))
 
     def like(turns: Turns, event: gr.LikeData, request: gr.Request) -> tuple[Any, Any]:
         place = at(turns, event.index)
@@ -338,6 +338,12 @@ def _plain(text: str) -> str:
     return escape(text, quote=False)
 
 
+def _looked(turn: Turn, index: int, language: str) -> tuple[str, str]:
+    """As :func:`attention_picture`, the picture as a file."""
+    drawn, legend = attention_picture(turn, index, language)
+    return shown_file(drawn, max(drawn.size)), legend
+
+
 def _panel(turns: Turns, place: int | None, language: str) -> Iterator[Any]:
     """What is known of an answer, for the parts in ``panel``: that of a number, or the newest."""
     answered = [index for index, turn in enumerate(turns) if turn.answer is not None]
@@ -353,7 +359,7 @@ def _panel(turns: Turns, place: int | None, language: str) -> Iterator[Any]:
     yield unsure_notice(turn.answer, language) + figures(turn.answer, language)
     if _has_trace(turns, place):
         yield gr.Column(visible=True)
-        yield from attention_picture(turn, WHOLE_ANSWER, language)
+        yield from _looked(turn, WHOLE_ANSWER, language)
         yield word_buttons(answer_words(turn.answer), language)
     else:
         yield from (gr.Column(visible=False), None, "", "")

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from demo.shared import KEPT_SIDE, QUICK, SHOWN_SIDE, fitted, opened, thumbnails
+from demo.shared import KEPT_SIDE, QUICK, fitted, opened, shown_file, thumbnails
 from demo.wording import TEXT, language_of
 from multimodal.images import load_image
 from multimodal.samples import sample_images
@@ -80,7 +80,7 @@ class PictureChooser:
     @staticmethod
     def values(image: Image.Image) -> tuple[Any, Any]:
         """What a picture is kept as, and shown as."""
-        return image, gr.Image(fitted(image, SHOWN_SIDE), visible=True)
+        return image, gr.Image(shown_file(image), visible=True)
 
     @staticmethod
     def samples() -> gr.Gallery:

@@ -59,20 +59,31 @@ def sample_file(index: int) -> str:
     return own_file(fitted(load_image(sample.path), KEPT_SIDE), sample.name)
 
 
-def shown_file(picture: Image.Image) -> str:
-    """A picture as a file that Gradio sends, and deletes when nobody has asked for it for a while."""
-    path = Path(get_upload_folder()) / f"{picture_digest(picture)}.jpg"
+def shown_file(picture: Image.Image, side: int = SHOWN_SIDE) -> str:
+    """A picture as a file that Gradio sends, and deletes when nobody has asked for it for a while.
+
+    Once there, it is not written again. Gradio writes a picture that it gets as such with every time that it is shown,
+    into the same file, which it may be sending: half a picture arrives then.
+    """
+    format_ = "jpeg" if picture.mode == "RGB" else "png"
+    path = Path(get_upload_folder()) / f"{picture_digest(picture)}-{side}.{format_}"
     try:
         os.utime(path)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fitted(picture, SHOWN_SIDE).save(path, quality=90)
+        unfinished = path.with_suffix(f".{secrets.token_hex(8)}")
+        fitted(picture, side).save(unfinished, format_, quality=90, compress_level=1)
+        os.replace(unfinished, path)
     return str(path)
 
 
-@lru_cache(maxsize=1)
-def thumbnails() -> list[tuple[Image.Image, str]]:
+def thumbnails() -> list[tuple[str, str]]:
     """The samples, each with its caption, as a gallery takes them."""
+    return [(shown_file(picture, THUMBNAIL_SIDE), caption) for picture, caption in _captioned()]
+
+
+@lru_cache(maxsize=1)
+def _captioned() -> list[tuple[Image.Image, str]]:
     return [(fitted(load_image(sample.path), THUMBNAIL_SIDE), sample.caption) for sample in sample_images()]
 
 

@@ -28,7 +28,7 @@ pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[d
 import gradio as gr
 
 from demo import app, page, shared
-from demo.ask_tab import Choice
+from demo.ask_tab import Choice, _looked
 from demo.batch_tab import batch_tab
 from demo.choosing import Choosing
 from demo.comparing import Comparing
@@ -407,6 +407,24 @@ def test_pictures_are_made_small_enough_to_keep() -> None:
     image = Image.new("RGB", (5000, 100))
     assert shared.fitted(image, 2048).size == (2048, 41) and image.size == (5000, 100)
     assert shared.fitted(Image.new("RGB", (50, 10)), 2048).size == (50, 10)
+
+
+def test_what_is_shown_again_is_not_written_again(
+    answer: Answer, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be on its way to a page, which would get half a picture."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    turn = Turn("What is this?", (picture,), seen=(picture,), text=answer.text, answer=answer)
+    path, legend = _looked(turn, -1, "en")
+    before = Path(path).stat().st_ino
+    assert _looked(turn, -1, "en") == (path, legend) and Path(path).stat().st_ino == before
+    assert _looked(turn, 0, "en")[0] != path, "another word, another picture"
+    clear = Image.new("RGBA", (8, 2))
+    assert Image.open(shared.shown_file(clear, 8)).getpixel((0, 0)) == (0, 0, 0, 0)
+    assert Image.open(shared.shown_file(picture, 4)).size != Image.open(shared.shown_file(picture)).size
+    shown = [Path(path) for path, _ in shared.thumbnails()]
+    assert shown == [Path(path) for path, _ in shared.thumbnails()] and all(path.is_file() for path in shown)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".jpeg", ".png")]
 
 
 def test_the_model_is_chosen_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
