@@ -61,9 +61,10 @@ def main() -> int:
             print(f"{1000 * callers:.0f} ms of the callers' own; Ray, while nobody asks: {found.idle:.2f} cores")
         traffic = Traffic(options.rate, questions=1e6, pause=PICTURES / options.rate)  # nobody shows a new picture
         outcome = simulate(kind, traffic, replicas)
-        cores = len(os.sched_getaffinity(0)) - found.idle
+        work = kind.work(cached=1)
+        most = (len(os.sched_getaffinity(0)) - found.idle) / (work + kind.around + callers)  # which the cores allow
         for what, foreseen, measured in (
-            ("answers a second", kind.most(replicas, cores=cores, callers=callers), found.rate),
+            ("answers a second", min(replicas / work, most), found.rate),
             ("p50, seconds", outcome.p50, float(np.quantile(found.times, 0.5))),
             ("p99, seconds", outcome.p99, float(np.quantile(found.times, 0.99))),
         ):

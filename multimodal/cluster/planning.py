@@ -99,17 +99,6 @@ class Measurements:
         read = cached * self.later + (1 - cached) * self.first
         return read + (float(np.mean(self.answer_tokens)) - 1) * self.steps()[-1] / self.slots
 
-    def most(self, replicas: int, *, cores: float = math.inf, callers: float = 0.0) -> float:
-        """Answers a second about pictures that are held, at most.
-
-        Args:
-            replicas: How many there are; each keeps one core busy.
-            cores: That they share with the way to them and, where these are there, too, the callers.
-            callers: Seconds of a processor that a caller spends on an answer.
-        """
-        work = self.work(cached=1)
-        return min(replicas / work, cores / (work + self.around + callers))
-
     def alone(self) -> float:
         """Seconds in which 99 of 100 answers about pictures that are held are whole, while nobody else asks."""
         longest = float(np.quantile(self.answer_tokens, 0.99, method="inverted_cdf"))

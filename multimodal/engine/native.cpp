@@ -1164,10 +1164,19 @@ void fit_group(const float* values, float* best_step, float* best_minimum) {
 
 extern "C" {
 
-int64_t multimodal_version() { return 4; }
-
 // Whether tiles of a kind are interleaved.
 int64_t multimodal_interleaved(int64_t kind) { return interleaved(kind); }
+
+// Up to which position of a text its tokens are sooner read as steps, however many they are, than through matrices: by
+// `python -m benchmarks.instructions`. The further, the more attention there is, of which a step makes little.
+int64_t multimodal_near(int64_t kind) {
+  if (may_use_amx() || !interleaved(kind)) return 0;
+#ifdef WITH_VNNI
+  return 512;
+#else
+  return 256;
+#endif
+}
 
 void* multimodal_workspace(const Model* model, int64_t threads) { return new (std::nothrow) Workspace(*model, threads); }
 

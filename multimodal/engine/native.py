@@ -39,8 +39,6 @@ INPUTS = 64  # inputs are padded to a multiple of it
 GROUP = 32  # inputs that share a step and a minimum in int4
 PIECE = 4096  # outputs of the head that are packed at a time: whole tiles
 SHORT = 48  # tokens of a piece of a prompt up to which steps are sooner done than unpacked matrices
-NEAR = 512  # without AMX: up to this position in the text they are, however many they are
-VERSION = 4
 
 
 class _CLinear(ctypes.Structure):
@@ -97,8 +95,8 @@ def library(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     for name, result, arguments in (
-        ("version", integer, ()),
         ("interleaved", integer, (integer,)),
+        ("near", integer, (integer,)),
         ("workspace", pointer, (pointer, integer)),
         ("free", None, (pointer,)),
         ("step", None, (pointer, pointer, pointer, integer, integer, pointer, integer, integer)),
@@ -307,7 +305,7 @@ class NativeRunner(TorchRunner):
             assert isinstance(found, Built)
             path = found.path
         self.code, self.precision = library(path), precision
-        self._slow_matrices = not _has_linear(self.code) and bool(self.code.multimodal_interleaved(KINDS[precision]))
+        self._near = int(self.code.multimodal_near(KINDS[precision]))
         self._scratch: dict[Any, torch.Tensor] = {}
         self._prepared: dict[str | None, _Prepared] = {}
         super().__init__(model, dtype, slots=slots, positions=positions, pictures=pictures)
@@ -435,8 +433,7 @@ class NativeRunner(TorchRunner):
         self, slot: int, tokens: Sequence[int], start: int, seen: Sequence[int], adapter: str | None = None
     ) -> torch.Tensor:
         """As :class:`TorchRunner`; a short piece as the steps that its tokens would be, 32 at a time."""
-        near = self._slow_matrices and start + len(tokens) <= NEAR
-        if len(tokens) > SHORT and not near:
+        if len(tokens) > SHORT and start + len(tokens) > self._near:
             return super().read(slot, tokens, start, seen, adapter)
         places = zip(tokens, range(start, start + len(tokens)), seen, strict=True)
         return self._step([Row(slot, *place) for place in places], adapter, 1)[0]

@@ -83,9 +83,9 @@ class Scores:
             logits[:, token] = -torch.inf
         self.logits, self._logprobs = logits, logits.log_softmax(-1)
         # On a CPU, torch would have its threads share each row, and wake them for that: longer than the search takes.
-        likeliest = (logits.numpy() if logits.device.type == "cpu" else logits).argmax(-1)
+        likeliest = torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
         self.likeliest: list[int] = likeliest.tolist()
-        self.logprobs: list[float] = [float(self._logprobs[row, token]) for row, token in enumerate(self.likeliest)]
+        self.logprobs: list[float] = self._logprobs.gather(-1, likeliest[:, None])[:, 0].tolist()
 
     def top(self, row: int, count: int) -> tuple[tuple[int, float], ...]:
         """The likeliest tokens of one row that can be said, and their log-probabilities, the likeliest first."""

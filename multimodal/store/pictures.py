@@ -50,7 +50,7 @@ def touch(session: Session, digests: Collection[str]) -> None:
 
 def files(session: Session, digests: Collection[str]) -> dict[str, bytes]:
     """The files of those pictures that are there."""
-    if not digests:  # of a session that has only begun: its first answer need not wait for a question about nothing
+    if not digests:  # no question to the database, which a session's first answer would wait for
         return {}
     found = session.exec(select(StoredPicture).where(col(StoredPicture.digest).in_(digests)))
     return {picture.digest: picture.data for picture in found}

@@ -117,12 +117,6 @@ class TestAgainstTheory:
         assert delayed.utilisation == plain.utilisation  # the replica has no more to do
         assert later.alone() == pytest.approx(server(1, geometric()).alone() + 0.5)
 
-    def test_replicas_that_share_cores_with_the_way_to_them_answer_less(self) -> None:
-        kind = server(1, [STEPS + 1], around=0.5)  # which is at work for a second on each answer
-        assert [kind.most(count) for count in (1, 2, 4)] == pytest.approx([1, 2, 4])
-        assert [kind.most(count, cores=4) for count in (1, 2, 4)] == pytest.approx([1, 2, 4 / 1.5])
-        assert kind.most(4, cores=4, callers=0.5) == pytest.approx(4 / 2)
-
     def test_a_replica_that_is_busy_is_passed_over(self) -> None:
         """All ask about one picture: its replica alone would be overwhelmed."""
         traffic = Traffic(3, questions=1e9, pause=0.1)
@@ -149,7 +143,7 @@ class TestPlan:
         capacity = made.replicas / EMBEDDED.work(cached=2 / 3)
         assert 200_000 < capacity < 1.5 * 200_000
         assert made.network == pytest.approx(200_000 * EMBEDDED.picture_bytes * 4 / 3)
-        assert made.entrance_cores == pytest.approx(200_000 * EMBEDDED.around)
+        assert replace(made, measured=replace(EMBEDDED, around=0.01)).entrance_cores == pytest.approx(2000)
 
     def test_what_no_number_of_replicas_can_do(self) -> None:
         with pytest.raises(PlanError, match=r"1 of 100 answers takes more than .* no number of replicas"):
@@ -166,16 +160,25 @@ class TestCommand:
         assert re.search(r"embedded, int8, 2 cores +│ picture +│ +\d+ │ +1 │", shown), shown
         assert re.search(r"│ load +│", shown)
 
-    def test_kinds(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_kinds(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
         own = json.loads((ROOT / "multimodal" / "cluster" / "measured.json").read_text())
         files = []
-        for kind, price in (("cheap", 0.01), ("dear", None)):
+        for kind, price, around in (("cheap", 0.01, 0.0), ("dear", None, 0.25)):
             files += ["--kind", str(tmp_path / f"{kind}.json")]
-            (tmp_path / f"{kind}.json").write_text(json.dumps({**own, "kind": kind, "price": price}))
+            (tmp_path / f"{kind}.json").write_text(json.dumps({**own, "kind": kind, "price": price, "around": around}))
         assert main(["plan", "--rate", "5", "--json", *files]) == 0
         made = json.loads(capsys.readouterr().out)
         assert [entry["kind"] for entry in made] == ["cheap", "cheap", "dear", "dear"]
         assert made[0]["price"] == pytest.approx(0.01 * made[0]["replicas"]) and made[2]["price"] is None
+        assert [entry["entrance_cores"] for entry in made] == [0, 0, 1.25, 1.25]
+        assert main(["plan", "--rate", "5", *files]) == 0
+        shown = capsys.readouterr().out
+        assert (
+            len(re.findall(r"cheap .* MB/s │ +│ +0\.01", shown))
+            == len(re.findall(r"dear .* MB/s │ +1\.2 │", shown))
+            == 2
+        ), shown
 
     @pytest.mark.parametrize("content", ["", "[]", '{"kind": "x"}', '{"kind": "x", "step": {"one": 2}}'])
     def test_no_measurements(self, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional
 
 from multimodal.engine import Engine, build
-from multimodal.engine import native as native_module
 from multimodal.engine.build import FLAGS
 from multimodal.engine.native import KINDS, SHORT, NativeRunner, Precision, Tiles, library, obstacle, pack_tiles
 from multimodal.engine.runner import Packed, PictureStates, Row, TorchRunner
@@ -143,11 +142,10 @@ class TestAgainstTorch:
         precision: Precision,
         length: int,
         near: int,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """As steps, as matrices, and as either, where there is AMX or not."""
-        monkeypatch.setattr(native_module, "NEAR", near)
+        """As steps, as matrices, and as more steps."""
         runner, oracle = native(model, precision, path), TorchRunner(model, torch.float32, **SIZES)
+        runner._near = near
         for one in (runner, oracle):
             one.see(0, 0, picture(model, 0))
             one.read(0, words(10), 0, [0] * 4 + [1] * 6)
@@ -156,16 +154,10 @@ class TestAgainstTorch:
         assert_close(runner.read(0, tokens, 10, seen), expected, limit=LIMITS[precision] * expected.abs().max().item())
 
     @pytest.mark.parametrize("precision", KINDS)
-    def test_prompts_in_bfloat16(
-        self,
-        path: Path,
-        model: FusionForConditionalGeneration,
-        precision: Precision,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(native_module, "NEAR", 0)
+    def test_prompts_in_bfloat16(self, path: Path, model: FusionForConditionalGeneration, precision: Precision) -> None:
         exact, rounded = native(model, precision, path), native(model, precision, path, torch.bfloat16)
         for runner in (exact, rounded):
+            runner._near = 0
             runner.see(0, 0, picture(model, 0))
         tokens, seen = words(SHORT + 9), [0] * 3 + [1] * (SHORT + 6)
         expected = exact.read(0, tokens, 0, seen)
