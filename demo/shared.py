@@ -10,6 +10,7 @@ import secrets
 import traceback
 from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,14 @@ def shown_file(picture: Image.Image, side: int = SHOWN_SIDE) -> str:
     Once there, it is not written again. Gradio writes a picture that it gets as such with every time that it is shown,
     into the same file, which it may be sending: half a picture arrives then.
     """
-    format_ = "jpeg" if picture.mode == "RGB" else "png"
-    path = Path(get_upload_folder()) / f"{picture_digest(picture)}-{side}.{format_}"
+    name = sha256(f"{picture_digest(picture)} {side}".encode()).hexdigest()[:32]
+    path = Path(get_upload_folder()) / f"{name}.{'jpg' if picture.mode == 'RGB' else 'png'}"
     try:
         os.utime(path)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{secrets.token_hex(8)}")
-        fitted(picture, side).save(unfinished, format_, quality=90, compress_level=1)
+        unfinished = path.with_stem(f"{name}-{secrets.token_hex(8)}")
+        fitted(picture, side).save(unfinished, quality=90, compress_level=1)
         os.replace(unfinished, path)
     return str(path)
 

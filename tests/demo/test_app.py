@@ -424,7 +424,7 @@ def test_what_is_shown_again_is_not_written_again(
     assert Image.open(shared.shown_file(picture, 4)).size != Image.open(shared.shown_file(picture)).size
     shown = [Path(path) for path, _ in shared.thumbnails()]
     assert shown == [Path(path) for path, _ in shared.thumbnails()] and all(path.is_file() for path in shown)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".jpeg", ".png")]
+    assert not list(tmp_path.rglob("*-*.*")), "an unfinished file is left"
 
 
 def test_the_model_is_chosen_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
