@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +39,7 @@ from multimodal.pipelines.patience import patiently
 SAME = ("tasks", "split", "limit", "seed", "shuffled")  # what a run keeps when it goes on
 SHUFFLED_MOST = 200  # questions: a control that says whether a pipeline looks needs no more, and costs as much a call
 AHEAD = 3  # questions that wait for their turn while answers are written down
+WAKING = 0.1  # seconds after which the one who waits for a run looks for an interruption
 DEFAULT_PIPELINES = ("native", "text_only", "blind")
 
 
@@ -357,6 +358,10 @@ def _evaluate(task: Task, samples: Sequence[Sample], name: str, answer: Callable
             score_display=False,
         )
         try:
+            while not wait(
+                [done], timeout=WAKING
+            ).done:  # Ctrl-C may reach another thread, and waits for this one to wake
+                pass
             done.result()
         except KeyboardInterrupt:
             run.fatal = KeyboardInterrupt("interrupted: the same command goes on where it stopped")
