@@ -117,6 +117,21 @@ class TestAgainstTheory:
         assert delayed.utilisation == plain.utilisation  # the replica has no more to do
         assert later.alone() == pytest.approx(server(1, geometric()).alone() + 0.5)
 
+    def test_replicas_of_one_machine_slow_each_other(self) -> None:
+        """Only while they are at work together, and in proportion to how many of the others are."""
+        alone = server(1, [STEPS + 1])
+        crowd = replace(alone, machine=3, crowded=2.0)
+        full = {"traffic": Traffic(300), "questions": 3000}
+        for replicas, slower in ((1, 1.0), (2, 1.5), (3, 2.0), (4, None)):
+            plain, slowed = (simulate(kind, replicas=replicas, **full) for kind in (alone, crowd))
+            if slower:
+                assert slowed.mean == pytest.approx(slower * plain.mean, rel=0.02)
+            else:  # the fourth has a machine of its own
+                assert plain.mean < slowed.mean < 1.9 * plain.mean
+        rare = {"traffic": Traffic(0.01), "replicas": 3, "questions": 1000}
+        assert simulate(crowd, **rare).p50 == simulate(alone, **rare).p50
+        assert crowd.work(cached=1) == 2 * alone.work(cached=1)
+
     def test_a_replica_that_is_busy_is_passed_over(self) -> None:
         """All ask about one picture: its replica alone would be overwhelmed."""
         traffic = Traffic(3, questions=1e9, pause=0.1)
@@ -179,6 +194,11 @@ class TestCommand:
             == len(re.findall(r"dear .* MB/s │ +1\.2 │", shown))
             == 2
         ), shown
+
+    @pytest.mark.parametrize("wrong", [{"machine": 0}, {"crowded": 0}])
+    def test_a_machine_that_cannot_be(self, wrong: dict[str, int]) -> None:
+        with pytest.raises(PlanError, match="a machine has 1 replica or more"):
+            replace(EMBEDDED, **wrong)
 
     @pytest.mark.parametrize("content", ["", "[]", '{"kind": "x"}', '{"kind": "x", "step": {"one": 2}}'])
     def test_no_measurements(self, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
