@@ -49,6 +49,7 @@ def main() -> int:
     if options.machine > 1:
         with neighbours(options.machine - 1, options.model, options.precision):
             beside = measure(model, kind=options.kind, price=options.price)
+        beside["answer_tokens"] = measured["answer_tokens"]
         measured |= {"machine": options.machine, "crowded": work(beside) / work(measured)}
     options.output.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     print(f"written: {options.output}")
