@@ -2,11 +2,11 @@
 
 Service times are measured in one process with one thread, alone and while another one is at work, as
 `python -m benchmarks.service_times --machine 2` does, and what a question spends on top by asking one replica now and
-then, when nobody else asks: HTTP, the router, waking up. Then each service is asked by eight callers at a time, for what
-it answers in a second at most, and by callers that come at random (Poisson), for the median and p99. Router, Ray and
-callers share this machine's cores with the replicas: what they take of a processor is measured with one replica, and
-foreseen for two. What counts is the ratio of what was foreseen to what was measured: within 20 %. Nothing else should
-run meanwhile.
+then, when nobody else asks: HTTP, the router, waking up. Then each service is asked by eight callers at a time, for
+what it answers in a second at most, and by callers that come at random (Poisson), for the median and p99. Router, Ray
+and callers share this machine's cores with the replicas: what they take of a processor is measured with one replica,
+and foreseen for two. What counts is the ratio of what was foreseen to what was measured: within 20 %. Nothing else
+should run meanwhile.
 
     python -m benchmarks.planned [--rate 10] [--questions 400] [--model embedded]
 """

@@ -1,7 +1,7 @@
 """How long a replica takes for what: the figures that ``multimodal plan`` simulates queues with.
 
-Nobody else may ask while this runs, and nothing else should. With ``--machine N``, for replicas that share a machine, it
-measures again while N - 1 others write answers without end (``OMP_NUM_THREADS`` says how many cores each has).
+Nobody else may ask while this runs, and nothing else should. With ``--machine N``, for replicas that share a machine,
+it measures again while N - 1 others write answers without end (``OMP_NUM_THREADS`` says how many cores each has).
 
     python -m benchmarks.service_times --kind "2 cores, int8" --output mine.json [--price 0.10] [--model embedded]
         [--machine 1]
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
     parser.add_argument("--precision", default="auto", help="as `multimodal serve` takes it (default: auto)")
     parser.add_argument("--price", type=float, help="US dollars an hour")
-    parser.add_argument("--machine", type=int, default=1, help="replicas that share a machine like this one (default: 1)")
+    parser.add_argument("--machine", type=int, default=1, help="replicas that share this machine (default: 1)")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file")
     options = parser.parse_args()
     model = MultiModalModel.from_pretrained(options.model, precision=options.precision)
@@ -49,7 +49,6 @@ def main() -> int:
     if options.machine > 1:
         with neighbours(options.machine - 1, options.model, options.precision):
             beside = measure(model, kind=options.kind, price=options.price)
-        beside["answer_tokens"] = measured["answer_tokens"]
         measured |= {"machine": options.machine, "crowded": work(beside) / work(measured)}
     options.output.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     print(f"written: {options.output}")
@@ -72,13 +71,14 @@ def measure(model: MultiModalModel, *, kind: str, price: float | None, rounds: i
                 later.append(asked[1].timings.first_token)
                 lengths += [answer.usage.completion_tokens for answer in asked if turn == 1]
     states = model.engine.pictures
-    model.model.generation_config.eos_token_id = None  # steps are counted in answers that do not end by themselves
+    with endless(model):
+        step = {str(rows): statistics.median(steps(model, rows) for _ in range(rounds)) for rows in _counts(model)}
     return {
         "kind": kind,
         "source": f"python -m benchmarks.service_times, {time.strftime('%Y-%m-%d')}",
         "first": statistics.median(first),
         "later": statistics.median(later),
-        "step": {str(rows): statistics.median(steps(model, rows) for _ in range(rounds)) for rows in _counts(model)},
+        "step": step,
         "answer_tokens": lengths,
         "slots": model.engine.runner.slots,
         "cached_pictures": states.room // (states.nbytes // len(states)),
@@ -117,11 +117,21 @@ def _write(name: str, precision: str, ready: Semaphore) -> None:
     """Write answers to as many questions at once as there are slots, without end."""
     model = MultiModalModel.from_pretrained(name, precision=precision)
     model.engine.runner.prepare()
-    model.model.generation_config.eos_token_id = None
     slots = model.engine.runner.slots
-    while True:
-        model.engine.generate([_prompt(model, row, NEW_TOKENS) for row in range(slots)])
-        ready.release()
+    with endless(model):
+        while True:
+            model.engine.generate([_prompt(model, row, NEW_TOKENS) for row in range(slots)])
+            ready.release()
+
+
+@contextmanager
+def endless(model: MultiModalModel) -> Iterator[None]:
+    """Answers do not end by themselves: steps are counted in such."""
+    ends, model.model.generation_config.eos_token_id = model.model.generation_config.eos_token_id, None
+    try:
+        yield
+    finally:
+        model.model.generation_config.eos_token_id = ends
 
 
 def steps(model: MultiModalModel, rows: int) -> float:

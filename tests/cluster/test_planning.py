@@ -230,8 +230,22 @@ def test_benchmark_writes_what_the_command_reads(tmp_path: Path) -> None:
 
     model = MultiModalModel.from_pretrained(save_checkpoint(tmp_path))
     path = tmp_path / "mine.json"
+    ends = model.model.generation_config.eos_token_id
     path.write_text(json.dumps(measure(model, kind="mine", price=None, rounds=1)))
+    assert model.model.generation_config.eos_token_id == ends is not None  # answers end as before
     measured = read_measurements(path)
     assert measured.kind == "mine" and set(measured.step) == {1, 2, 4, 8} and measured.slots == 8
     assert measured.first > 0 and measured.cached_pictures > 0 and measured.picture_bytes > 0
     assert random.Random(0).choice(measured.answer_tokens) > 0
+
+
+def test_benchmark_measures_replicas_that_share_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import service_times
+    from tests.training.tiny import save_checkpoint
+
+    path, tiny = tmp_path / "pair.json", str(save_checkpoint(tmp_path))
+    words = ["--kind", "pair", "--model", tiny, "--machine", "2", "--output", str(path)]
+    monkeypatch.setattr(sys, "argv", ["service_times", *words])
+    assert service_times.main() == 0
+    measured = read_measurements(path)
+    assert measured.machine == 2 and 0.2 < measured.crowded < 50
