@@ -1,12 +1,11 @@
 """Does `multimodal plan` foresee what a service does? The simulation beside 1 and 2 replicas on Ray, with a core each.
 
-Service times are measured in one process with one thread, alone and while another one is at work, as
-`python -m benchmarks.service_times --machine 2` does, and what a question spends on top by asking one replica now and
-then, when nobody else asks: HTTP, the router, waking up. Then each service is asked by eight callers at a time, for
-what it answers in a second at most, and by callers that come at random (Poisson), for the median and p99. Router, Ray
-and callers share this machine's cores with the replicas: what they take of a processor is measured with one replica,
-and foreseen for two. What counts is the ratio of what was foreseen to what was measured: within 20 %. Nothing else
-should run meanwhile.
+Service times are measured in one process with one thread, as `python -m benchmarks.service_times` does, and what a
+question spends on top by asking one replica now and then, when nobody else asks: HTTP, the router, waking up. Then each
+service is asked by eight callers at a time, for what it answers in a second at most, and by callers that come at random
+(Poisson), for the median and p99. Router, Ray and callers share this machine's cores with the replicas: what they take
+of a processor is measured with one replica, and foreseen for two. What counts is the ratio of what was foreseen to what
+was measured: within 20 %. Nothing else should run meanwhile.
 
     python -m benchmarks.planned [--rate 10] [--questions 400] [--model embedded]
 """
@@ -48,22 +47,18 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=10, help="questions a second, at random (default: 10)")
     parser.add_argument("--questions", type=int, default=400, help="in each of the two ways (default: 400)")
     options = parser.parse_args()
-    pair = one_core(options.model)
-    print(f"while another replica is at work, all takes {pair.crowded:.2f} times as long")
-    kind = replace(pair, machine=1, crowded=1.0)
+    kind = one_core(options.model)
     table = Table("replicas", "what", "foreseen", "measured", "ratio")
     callers = 0.0
     for replicas in (1, 2):
         found = ask(replicas, options)
-        kind = replace(kind, answer_tokens=found.lengths, machine=replicas)
+        kind = replace(kind, answer_tokens=found.lengths)
         if replicas == 1:
             spent = (seconds - kind.later - (tokens - 1) * kind.step[1] for tokens, seconds in found.alone)
             around = found.processor - found.callers - kind.work(cached=1)
             kind, callers = replace(kind, entrance=statistics.median(spent), around=around), found.callers
             print(f"on top of an answer: {1000 * kind.entrance:.0f} ms; of a processor, {1000 * around:.0f} ms, and")
             print(f"{1000 * callers:.0f} ms of the callers' own; Ray, while nobody asks: {found.idle:.2f} cores")
-        else:
-            kind = replace(kind, crowded=pair.crowded)
         traffic = Traffic(options.rate, questions=1e6, pause=PICTURES / options.rate)  # nobody shows a new picture
         outcome = simulate(kind, traffic, replicas)
         work = kind.work(cached=1)
@@ -79,12 +74,12 @@ def main() -> int:
 
 
 def one_core(model: str) -> Measurements:
-    """The service times of a replica with one core, and how much longer they are beside another one."""
+    """The service times of a replica with one core."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kind.json"
         command = [sys.executable, "-m", "benchmarks.service_times", "--kind", "1 core", "--model", model]
         subprocess.run(
-            [*command, "--machine", "2", "--output", str(file)], check=True, stdout=subprocess.DEVNULL,
+            [*command, "--output", str(file)], check=True, stdout=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         return read_measurements(file)

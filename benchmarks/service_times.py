@@ -1,10 +1,8 @@
 """How long a replica takes for what: the figures that ``multimodal plan`` simulates queues with.
 
-Nobody else may ask while this runs, and nothing else should. With ``--machine N``, for replicas that share a machine,
-it measures again while N - 1 others write answers without end (``OMP_NUM_THREADS`` says how many cores each has).
+Nobody else may ask while this runs, and nothing else should.
 
     python -m benchmarks.service_times --kind "2 cores, int8" --output mine.json [--price 0.10] [--model embedded]
-        [--machine 1]
     multimodal plan --rate 100 --p99 2 --kind mine.json
 """
 
@@ -12,20 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from multimodal import MultiModalModel
-from multimodal.cluster.planning import Measurements
 from multimodal.engine import Generation, Picture, Request, digest_of
 from multimodal.images import load_image
 from multimodal.samples import sample_images
@@ -41,15 +34,10 @@ def main() -> int:
     parser.add_argument("--model", default="embedded", help="'embedded', a folder or a hub id (default: embedded)")
     parser.add_argument("--precision", default="auto", help="as `multimodal serve` takes it (default: auto)")
     parser.add_argument("--price", type=float, help="US dollars an hour")
-    parser.add_argument("--machine", type=int, default=1, help="replicas that share this machine (default: 1)")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file")
     options = parser.parse_args()
     model = MultiModalModel.from_pretrained(options.model, precision=options.precision)
     measured = measure(model, kind=options.kind, price=options.price)
-    if options.machine > 1:
-        with neighbours(options.machine - 1, options.model, options.precision):
-            beside = measure(model, kind=options.kind, price=options.price)
-        measured |= {"machine": options.machine, "crowded": work(beside) / work(measured)}
     options.output.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     print(f"written: {options.output}")
     return 0
@@ -71,67 +59,19 @@ def measure(model: MultiModalModel, *, kind: str, price: float | None, rounds: i
                 later.append(asked[1].timings.first_token)
                 lengths += [answer.usage.completion_tokens for answer in asked if turn == 1]
     states = model.engine.pictures
-    with endless(model):
-        step = {str(rows): statistics.median(steps(model, rows) for _ in range(rounds)) for rows in _counts(model)}
+    model.model.generation_config.eos_token_id = None  # steps are counted in answers that do not end by themselves
     return {
         "kind": kind,
         "source": f"python -m benchmarks.service_times, {time.strftime('%Y-%m-%d')}",
         "first": statistics.median(first),
         "later": statistics.median(later),
-        "step": step,
+        "step": {str(rows): statistics.median(steps(model, rows) for _ in range(rounds)) for rows in _counts(model)},
         "answer_tokens": lengths,
         "slots": model.engine.runner.slots,
         "cached_pictures": states.room // (states.nbytes // len(states)),
         "picture_bytes": round(statistics.mean(sample.path.stat().st_size for sample in samples)),
         "price": price,
     }
-
-
-def work(measured: dict[str, Any]) -> float:
-    """Seconds that a question about a picture that is held takes of a replica that is full."""
-    return Measurements(**{**measured, "step": {int(rows): time for rows, time in measured["step"].items()}}).work(1)
-
-
-@contextmanager
-def neighbours(count: int, model: str, precision: str) -> Iterator[None]:
-    """So many other replicas, each a process, that are at work."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Semaphore(0)
-    others = [context.Process(target=_write, args=(model, precision, ready), daemon=True) for _ in range(count)]
-    for other in others:
-        other.start()
-    try:
-        for _ in others:
-            if not ready.acquire(timeout=120):
-                raise SystemExit("the other replicas do not get to work within two minutes")
-        yield
-        if not all(other.is_alive() for other in others):
-            raise SystemExit("another replica ended while it was to be at work")
-    finally:
-        for other in others:
-            other.terminate()
-            other.join()
-
-
-def _write(name: str, precision: str, ready: Semaphore) -> None:
-    """Write answers to as many questions at once as there are slots, without end."""
-    model = MultiModalModel.from_pretrained(name, precision=precision)
-    model.engine.runner.prepare()
-    slots = model.engine.runner.slots
-    with endless(model):
-        while True:
-            model.engine.generate([_prompt(model, row, NEW_TOKENS) for row in range(slots)])
-            ready.release()
-
-
-@contextmanager
-def endless(model: MultiModalModel) -> Iterator[None]:
-    """Answers do not end by themselves: steps are counted in such."""
-    ends, model.model.generation_config.eos_token_id = model.model.generation_config.eos_token_id, None
-    try:
-        yield
-    finally:
-        model.model.generation_config.eos_token_id = ends
 
 
 def steps(model: MultiModalModel, rows: int) -> float:

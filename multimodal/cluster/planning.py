@@ -62,9 +62,6 @@ class Measurements:
         entrance: On top of every answer, without keeping the replica from others: HTTP, the router, waking up after a
             pause.
         around: Of a processor, for every answer, outside of the replica: the router, Ray, HTTP. 0 if unknown.
-        machine: How many replicas share one machine.
-        crowded: How many times as long all that a replica does takes while the others of its machine are at work, too:
-            each has cores of its own, but memory and its caches are one.
     """
 
     kind: str
@@ -79,8 +76,6 @@ class Measurements:
     price: float | None = None
     entrance: float = 0.0
     around: float = 0.0
-    machine: int = 1
-    crowded: float = 1.0
 
     def __post_init__(self) -> None:
         lengths = list(self.answer_tokens)
@@ -89,8 +84,6 @@ class Measurements:
             raise PlanError(f"{self.kind}: times are 0 or more, and answers have 1 token or more: measure again")
         if self.slots < 1 or self.cached_pictures < 0:
             raise PlanError(f"{self.kind}: a replica has 1 slot or more, and no negative cache: measure again")
-        if self.machine < 1 or self.crowded <= 0:
-            raise PlanError(f"{self.kind}: a machine has 1 replica or more, and takes some time: measure again")
 
     def steps(self) -> list[float]:
         """Seconds of a step with 0, 1, ..., ``slots`` answers in it, between those that were measured a line."""
@@ -98,13 +91,13 @@ class Measurements:
         return [float(np.interp(count, counts, [self.step[at] for at in counts])) for count in range(self.slots + 1)]
 
     def work(self, cached: float) -> float:
-        """Seconds that a question takes of a replica that is full, as are the others of its machine, on average.
+        """Seconds that a question takes of a replica that is full, on average.
 
         Args:
             cached: Share of questions whose picture the replica holds.
         """
         read = cached * self.later + (1 - cached) * self.first
-        return self.crowded * (read + (float(np.mean(self.answer_tokens)) - 1) * self.steps()[-1] / self.slots)
+        return read + (float(np.mean(self.answer_tokens)) - 1) * self.steps()[-1] / self.slots
 
     def alone(self) -> float:
         """Seconds in which 99 of 100 answers about pictures that are held are whole, while nobody else asks."""
@@ -249,7 +242,6 @@ class _Replica:
         self._written: list[tuple[_Question, int]] = []  # with the tokens that are missing
         self._cache: OrderedDict[int, None] = OrderedDict()
         self._work = environment.event()
-        self.neighbours: Sequence[_Replica] = ()  # that share its machine
         self.busy = 0.0
         environment.process(self._run())
 
@@ -290,8 +282,6 @@ class _Replica:
         return held
 
     def _spend(self, seconds: float) -> simpy.Event:
-        if at_work := sum(len(replica) > 0 for replica in self.neighbours):
-            seconds *= 1 + (self._measured.crowded - 1) * at_work / (self._measured.machine - 1)
         self.busy += seconds
         return self._now.timeout(seconds)
 
@@ -331,9 +321,6 @@ def simulate(
     environment = simpy.Environment()
     tally = _Tally()
     crew = [_Replica(environment, measured, tally) for _ in range(replicas)]
-    for number, replica in enumerate(crew):
-        begin = number - number % measured.machine
-        replica.neighbours = [other for other in crew[begin : begin + measured.machine] if other is not replica]
     alive = max(1, round(traffic.rate * traffic.pause))  # pictures that are being asked about
     shown = list(range(alive))
     warm = round(WARM_UP * questions)
