@@ -65,6 +65,11 @@ STICKING_OUT = """() => {
     .filter(element => element.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
     .map(element => `${element.tagName} ${element.id} ${element.className}`);
 }"""
+# What can be scrolled to the side by a few pixels, which nobody meant: where scroll bars take room, it shows one.
+ALMOST_FITTING = """() => [...document.querySelectorAll('main *')]
+  .filter(element => element.checkVisibility() && ['auto', 'scroll'].includes(getComputedStyle(element).overflowX))
+  .filter(element => element.scrollWidth > element.clientWidth && element.scrollWidth < element.clientWidth + 16)
+  .map(element => `${element.tagName} ${element.id} ${element.className}`)"""
 # Controls without a name that a screen reader could say, and pictures that say nothing of themselves.
 NAMELESS = """() => {
   const named = element => element.getAttribute('aria-label') || element.getAttribute('aria-labelledby')
@@ -536,6 +541,7 @@ def test_every_tab_at_both_widths(
             assert faults(page) == [], f"{name}, {'dark' if dark else 'light'}"
         page.screenshot(path=tmp_path / f"{name}-{width}.png", full_page=True)
         assert page.evaluate(STICKING_OUT) == [], f"{name} is too wide"
+        assert page.evaluate(ALMOST_FITTING) == [], f"{name}: scrolls by a few pixels"
         assert page.evaluate(NAMELESS) == [], f"{name}: parts without a name"
         assert page.evaluate(FAINT) == [], f"{name}: text that is hard to read"
 
