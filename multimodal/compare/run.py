@@ -18,9 +18,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
@@ -128,8 +130,6 @@ def compare(
     made_of = settings.made_of
     if made_of.readings is None:
         made_of = replace(made_of, readings=store.folder / "readings")
-    import inspect_ai  # noqa: F401  # takes seconds, which no question waits for
-
     with store.alone(), Parts(made_of) as parts:
         pipelines = make(settings.pipelines, parts)
         judge = Judge(parts.endpoint(settings.judge, settings.judge_model)) if settings.judge else None
@@ -172,6 +172,7 @@ class _Run:
         new = {key for key, digest in zip(keys, digests, strict=True) if key in left and not self._kept(key, digest)}
         if not left:
             return
+        _load_inspect()
         getattr(pipeline, "prepare", lambda: None)()  # loading is nobody's answer
         getattr(pipeline, "forget", lambda: None)()
         name = f"{task.name} {pipeline.name}{f' ({control})' if control else ''}"
@@ -295,11 +296,23 @@ def message_of(error: Exception) -> str:
     return text if isinstance(error, PipelineError | ImageError) else f"{type(error).__name__}: {text}"
 
 
-def _evaluate(task: Task, samples: Sequence[Sample], name: str, answer: Callable[[str], Answer], run: _Run) -> None:
-    """Let inspect-ai run the questions; what goes wrong with one of them is in its log."""
+@cache
+def _load_inspect() -> None:
+    """Have inspect-ai read all of itself. Half of it comes with a first question only, which then waits for seconds."""
     os.environ.setdefault("INSPECT_DISABLE_MODEL_API", "1")
     # It also traces into a file in the home folder, and complains in tracebacks where that is full.
     os.environ.setdefault("INSPECT_TRACE_LEVEL", "CRITICAL")
+    import inspect_ai
+    from inspect_ai.dataset import Sample as InspectSample
+
+    nothing = inspect_ai.Task(dataset=[InspectSample(input="nothing")], solver=[], name="nothing")
+    # Where its log cannot be written it has read itself all the same.
+    with suppress(OSError), TemporaryDirectory() as logs, ThreadPoolExecutor(1, thread_name_prefix="inspect") as thread:
+        thread.submit(inspect_ai.eval, nothing, model=None, log_dir=logs, log_realtime=False, display="log").result()
+
+
+def _evaluate(task: Task, samples: Sequence[Sample], name: str, answer: Callable[[str], Answer], run: _Run) -> None:
+    """Let inspect-ai run the questions; what goes wrong with one of them is in its log."""
     from inspect_ai import Task as InspectTask
     from inspect_ai import eval as inspect_eval
     from inspect_ai.dataset import MemoryDataset
