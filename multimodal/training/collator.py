@@ -113,7 +113,7 @@ class TrainingSet(Dataset):
         frozen_decoder: Whether a step's work is what stands behind the prefixes: batches are sorted by that.
 
     Attributes:
-        prefixes: What is known of the rows, if set; then items are suffixes.
+        prefixes: What is known of the rows, if set; then items are suffixes, or whole rows if the decoder learns.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class TrainingSet(Dataset):
         idle, index = index < 0, max(index, ~index)
         row = self.rows[index]
         known: dict[str, Any] = {} if self.prefixes is None else {"prefix": self.prefixes[row.input_ids]}
-        start = (row.start or 0) if known else 0
+        start = (row.start or 0) if known and self.frozen_decoder else 0
         return {**known, **item_of(row, f"{self.seed}/{epoch}/{index}", grid=self.grid, start=start, idle=idle)}
 
 

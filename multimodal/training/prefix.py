@@ -2,10 +2,11 @@
 
 With a decoder that is wholly frozen, the keys and values of the tokens in front of a row's first picture, and the
 states with which the rest of the row enters the first layer that has a block, are the same in every epoch and for every
-picture (see ``fusion/prefix.py``). What always holds: a file's name is a digest of all that decides its content but the
-tokens, and each record in it names its tokens; records are only ever appended, each distinct prefix and each distinct
-row once, so a second run computes what is new and nothing else; a process that is stopped goes on behind its last whole
-batch, with the same batches and so the same bytes; one that comes second waits.
+picture (see ``fusion/prefix.py``). Where layers from there on learn, as with LoRA, the states still are, those of the
+whole row: its prefix has no tokens. What always holds: a file's name is a digest of all that decides its content but
+the tokens, and each record in it names its tokens; records are only ever appended, each distinct prefix and each
+distinct row once, so a second run computes what is new and nothing else; a process that is stopped goes on behind its
+last whole batch, with the same batches and so the same bytes; one that comes second waits.
 
 Axes: B batch, N decoder layers from the first with a block on, K key/value heads, P prefix tokens, T suffix tokens,
 C width of a head, D width.
@@ -67,13 +68,21 @@ def can_keep_prefixes(model: FusionForConditionalGeneration) -> bool:
     return not any(p.requires_grad for p in decoder.parameters()) and prefix_obstacle(decoder) is None
 
 
+def can_keep_states(model: FusionForConditionalGeneration) -> bool:
+    """Whether the states with which rows enter the first layer with a block are constants: what is below is frozen."""
+    decoder, first = model.model.language_model, model.config.cross_attention_layers[0]
+    lower = _LowerLayers(decoder, first).layers
+    return not any(p.requires_grad for p in lower.parameters()) and prefix_obstacle(decoder) is None
+
+
 class PrefixCache:
     """Keys and values of prefixes and states of suffixes, for a set of rows.
 
     Args:
         folder: Where the cache files live.
-        model: The fused model; its decoder is frozen.
-        rows: Token ids of whole rows, each with a picture's placeholder.
+        model: The fused model. Where its decoder is wholly frozen a row's suffix starts at its first picture, otherwise
+            at the row's beginning.
+        rows: Token ids of whole rows, each with a picture's placeholder if the decoder is wholly frozen.
 
     Raises:
         ValueError: If a row has no placeholder, or the decoder can not go on behind a prefix.
@@ -84,8 +93,9 @@ class PrefixCache:
         obstacle = prefix_obstacle(decoder)
         if obstacle is not None:
             raise ValueError(f"this decoder can not go on behind a prefix: {obstacle}")
-        self.image_token_id = model.config.image_token_id
         self.dtype, first = decoder.dtype, model.config.cross_attention_layers[0]
+        lower, frozen = _LowerLayers(decoder, first), can_keep_prefixes(model)
+        self.image_token_id = model.config.image_token_id if frozen else None
         text = decoder.config
         layers, heads = text.num_hidden_layers - first, text.num_key_value_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -93,7 +103,7 @@ class PrefixCache:
 
         distinct = dict.fromkeys(tuple(row) for row in rows)
         prefixes = dict.fromkeys(row[: self._start(row)] for row in distinct)
-        file = folder / _key(decoder, first, self.image_token_id)
+        file = folder / _key(decoder if frozen else lower.layers, first, self.image_token_id)
         size = torch.empty((), dtype=self.dtype).element_size()
         folder.mkdir(parents=True, exist_ok=True)
         self._prefixes = _Records(file.with_suffix(".prefixes"), 2 * layers * heads * width * size)
@@ -108,7 +118,6 @@ class PrefixCache:
                 what="frozen prefixes",
                 start=lambda _: 0,
             )
-            lower = _LowerLayers(decoder, first)
             self._suffixes.fill(
                 distinct,
                 lambda batch: lower.states(batch, self._start(batch[0])),
@@ -118,6 +127,8 @@ class PrefixCache:
         decoder.train(training)
 
     def _start(self, row: Sequence[int]) -> int:
+        if self.image_token_id is None:
+            return 0
         start = suffix_start(row, self.image_token_id)
         if start is None:
             raise ValueError("a row without a picture has no prefix: its tokens learn nothing from a frozen decoder")
@@ -233,7 +244,8 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _key(decoder: Any, first: int, image_token_id: int) -> str:
+def _key(decoder: Any, first: int, image_token_id: int | None) -> str:
+    """Names a decoder, or its layers below ``first``, and where suffixes start."""
     config = decoder.config.to_dict()
     for name in ("_name_or_path", "name_or_path", "use_cache", "transformers_version", "dtype", "architectures"):
         config.pop(name, None)

@@ -41,7 +41,7 @@ from multimodal.training.evaluation import readable
 from multimodal.training.features import CachedPictures, FeatureCache
 from multimodal.training.lora import DECODER_NAME, add_to_decoder, make_part_of_decoder
 from multimodal.training.pictures import LivePictures, Pictures, StreamedPictures
-from multimodal.training.prefix import PrefixCache, can_keep_prefixes
+from multimodal.training.prefix import PrefixCache, can_keep_prefixes, can_keep_states
 from multimodal.training.processes import device, is_main, rows_of_a_process, say, wait_for_all
 from multimodal.training.stream import TrainingStream
 from multimodal.training.text_side import as_text
@@ -96,8 +96,8 @@ class TrainingSettings:
         patience: Stop after so many scores without a gain, 0 for never.
         validate_limit: How many questions a score is made of.
         ema: Decay of an exponential moving average of the weights, which is then what is scored and saved; 0 for none.
-        lora_rank: Of LoRA on the decoder's layers from the first with a block on; 0 is none. With it, the decoder's
-            numbers are no constants, and every step runs over whole rows (see ``prefix.py``).
+        lora_rank: Of LoRA on the decoder's layers from the first with a block on; 0 is none. With it, only what is
+            below these layers is computed once, and every step runs over whole rows (see ``prefix.py``).
         pipeline: Train nothing but that LoRA, on what ``"text_only"`` or ``"blind"`` would send to the decoder (see
             ``text_side.py``); what is saved is an adapter. Empty trains the fused model.
         streaming: Read data as steps need it (see ``stream.py``), for sets that memory does not hold. It wants
@@ -353,8 +353,9 @@ def train(
     else:
         if (
             isinstance(dataset, TrainingSet)
-            and (has_prefixes and frozen_prefix)
-            and all(row.start is not None for row in dataset.rows)
+            and frozen_prefix
+            and can_keep_states(model)
+            and not (has_prefixes and any(row.start is None for row in dataset.rows))
         ):
             dataset.prefixes = PrefixCache(settings.cache, model, [row.input_ids for row in dataset.rows])
         if is_main():

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from multimodal.fusion import FusionForConditionalGeneration
 from multimodal.training import prefix as module
 from multimodal.training.collator import IGNORED, FusionCollator
-from multimodal.training.prefix import HEAD, PrefixCache, can_keep_prefixes
+from multimodal.training.prefix import HEAD, PrefixCache, can_keep_prefixes, can_keep_states
 from tests.fusion.tiny import BOS, IMAGE, PAD, pictures, text_config, tiny_model, words
 
 LIMIT = 5e-5  # of the largest number: sums in another order
@@ -130,6 +130,35 @@ def test_a_trace_behind_a_prefix_is_the_ordinary_one_and_can_be_trained_on(tmp_p
     assert any("cross_attention_blocks.1.attention.q_proj" in name for name in names)
 
 
+@pytest.mark.parametrize("kind", ROWS)
+def test_below_layers_that_learn_whole_rows_are_kept(kind: str, tmp_path: Path) -> None:
+    rows = [*ROWS[kind], [BOS, *words(6, seed=14)]]  # such a decoder learns from text, too
+    model = tiny_model()
+    model.set_trainable()
+    model.model.language_model.layers[3].mlp.up_proj.weight.requires_grad_(True)  # as LoRA's weights would
+    model.train()
+    labels = [[IGNORED] * 2 + row[2:] for row in rows]
+    items = [{"input_ids": row, "labels": label} for row, label in zip(rows, labels, strict=True)]
+    shown = {"pixel_values": pictures_of(rows)}
+    expected = model(**FusionCollator(PAD)(items), **shown)
+    expected.loss.backward()
+    wanted = gradients(model)
+    assert "model.language_model.layers.3.mlp.up_proj.weight" in wanted
+
+    cache = PrefixCache(tmp_path, model, rows)
+    known = [{"prefix": cache[row], **item} for row, item in zip(rows, items, strict=True)]
+    assert {entry["prefix"].keys.shape[2] for entry in known} == {0}
+    output = model(**FusionCollator(PAD)(known), **shown)
+    assert_near(output.loss, expected.loss, "loss")
+    for index, row in enumerate(rows):
+        assert_near(output.logits[index, : len(row)], expected.logits[index, : len(row)], f"logits of row {index}")
+    output.loss.backward()
+    found = gradients(model)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert_near(found[name], gradient, name)
+
+
 # ---- what is refused
 
 
@@ -184,6 +213,9 @@ def test_a_decoder_that_learns_has_no_constants() -> None:
     assert can_keep_prefixes(model)
     model.model.language_model.layers[3].mlp.up_proj.weight.requires_grad_(True)  # as LoRA's weights would
     assert not can_keep_prefixes(model)
+    assert can_keep_states(model), "below it nothing learns"
+    model.model.language_model.layers[0].mlp.up_proj.weight.requires_grad_(True)
+    assert not can_keep_states(model)
     assert not can_keep_prefixes(tiny_model(text=text_config(attention_dropout=0.1)))
 
 
@@ -267,7 +299,12 @@ def test_what_decides_the_numbers_names_the_file(tmp_path: Path) -> None:
     model.model.language_model.layers[2].mlp.up_proj.weight.data[0, 0] += 1
     PrefixCache(tmp_path, model, MANY)
     assert files() == 3
-    cache = PrefixCache(tmp_path, model.to(torch.bfloat16), MANY)
+    learning = tiny_model()
+    for change in range(2):  # of what learns, and so names nothing
+        learning.model.language_model.layers[3].mlp.up_proj.weight.requires_grad_(True).data[0, 0] += change
+        PrefixCache(tmp_path, learning, MANY)
     assert files() == 4
+    cache = PrefixCache(tmp_path, model.to(torch.bfloat16), MANY)
+    assert files() == 5
     entry = cache[MANY[0]]
     assert {entry.keys.dtype, entry.values.dtype, entry.states.dtype} == {torch.bfloat16}
