@@ -40,6 +40,7 @@ from transformers import (
 
 from multimodal.engine import Engine, Picture, Request, digest_of
 from multimodal.engine.graphs import GraphRunner
+from multimodal.engine.quantised import Kind
 from multimodal.engine.runner import Row, TorchRunner
 from multimodal.engine.sampling import Scores
 from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, VisionEncoder
@@ -208,9 +209,9 @@ class Bench:
         words = torch.randint(IMAGE + 1, self.sizes.text["vocab_size"], (length - picture,), generator=chance).tolist()
         return [*words[:-4], *[IMAGE] * picture, *words[-4:]]
 
-    def runner(self, kind: type[TorchRunner], slots: int) -> TorchRunner:
-        """A prepared runner in bfloat16."""
-        runner = kind(self.model, torch.bfloat16, slots=slots, positions=POSITIONS, pictures=1)
+    def runner(self, kind: type[TorchRunner], slots: int, quantised: Kind | None = None) -> TorchRunner:
+        """A prepared runner that computes in bfloat16."""
+        runner = kind(self.model, torch.bfloat16, slots=slots, positions=POSITIONS, pictures=1, quantised=quantised)
         runner.prepare()
         return runner
 
@@ -265,15 +266,22 @@ class Bench:
     def decode(self) -> Iterator[dict[str, Any]]:
         """Tokens a second behind the prompts, a picture in each; greedy tokens chosen as the engine does."""
         slots, runners = max(self.sizes.batches), {}
-        for name, kind in (("graphs", GraphRunner), ("no graphs", TorchRunner)):
+        kinds: dict[str, tuple[type[TorchRunner], Kind | None]] = {
+            "graphs": (GraphRunner, None),
+            "graphs, int8": (GraphRunner, "int8"),
+            "graphs, int4": (GraphRunner, "int4"),
+            "no graphs": (TorchRunner, None),
+        }
+        for name, (kind, quantised) in kinds.items():
             began = self.now()
             try:
-                runners[name] = self.runner(kind, slots)
+                runners[name] = self.runner(kind, slots, quantised)
             except Exception as error:
                 traceback.print_exc()
                 yield {"variant": name, "error": repr(error)}
             else:
-                yield {"variant": name, "prepare_seconds": self.now() - began}
+                weights = runners[name].weight_bytes / 1e6
+                yield {"variant": name, "prepare_seconds": self.now() - began, "weights_mb": weights}
         with torch.inference_mode():
             for picture, runner in ((picture, runner) for picture in range(slots) for runner in runners.values()):
                 runner.see(picture, 0, self._states(picture))

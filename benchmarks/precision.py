@@ -1,9 +1,10 @@
 """What does a precision cost: right answers, agreement with float32, surprise, memory?
 
 Every precision answers the same questions through the engine; greedy, exact match. Agreement is the share of answers
-that are word for word those of float32; surprise is the perplexity of the right answers' tokens.
+that are word for word those of float32; surprise is the perplexity of the right answers' tokens. With ``--torch`` int8
+and int4 are computed as on a GPU, by torch on unpacked weights: slowly on a CPU.
 
-    python -m benchmarks.precision slake:FOLDER [--limit 300] [--precisions float32,bfloat16,int8,int4]
+    python -m benchmarks.precision slake:FOLDER [--limit 300] [--precisions float32,bfloat16,int8,int4] [--torch]
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -22,10 +24,12 @@ from rich.table import Table
 from multimodal import MultiModalModel
 from multimodal.data import Sample, exact_match, read
 from multimodal.engine import Engine, Picture, Request
-from multimodal.engine.runner import Row
+from multimodal.engine.quantised import Kind
+from multimodal.engine.runner import Row, TorchRunner
 from multimodal.model import conversation
 
 NEW_TOKENS = 32
+QUANTISED: tuple[Kind, ...] = get_args(Kind)
 
 
 class Questions:
@@ -74,6 +78,13 @@ class Questions:
         return math.exp(total / count)
 
 
+def by_torch(model: MultiModalModel, kind: Kind) -> Engine:
+    """An engine that computes in bfloat16 with weights unpacked by torch."""
+    most = model.model.config.text_config.max_position_embeddings
+    runner = TorchRunner(model.model, torch.bfloat16, slots=8, positions=most, pictures=1, quantised=kind)
+    return Engine(model.model, model.processor.tokenizer, runner=runner)
+
+
 def main() -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description="Quality and memory of each precision.")
@@ -83,6 +94,7 @@ def main() -> int:
     parser.add_argument(
         "--precisions", type=lambda text: text.split(","), default=["float32", "bfloat16", "int8", "int4"]
     )
+    parser.add_argument("--torch", action="store_true", help="int8 and int4 by torch, as on a GPU")
     options = parser.parse_args()
     samples = read(options.data, "validation")[: options.limit]
     table = Table("precision", "right", "as float32", "perplexity", "weights a step reads", title=options.data)
@@ -92,7 +104,8 @@ def main() -> int:
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         model = MultiModalModel.from_pretrained(options.model, dtype=dtype, precision=precision)
         questions = questions or Questions(model, samples)
-        said = questions.answer(model.engine)
+        engine = by_torch(model, precision) if options.torch and precision in QUANTISED else model.engine
+        said = questions.answer(engine)
         exact = exact or said
         right = sum(exact_match(text, its.answer) for text, its in zip(said, samples, strict=True))
         same = sum(text == its for text, its in zip(said, exact, strict=True))
@@ -100,8 +113,8 @@ def main() -> int:
             precision,
             f"{right / len(samples):.1%} of {len(samples)}",
             f"{same / len(samples):.1%}",
-            f"{questions.surprise(model.engine):.3f}",
-            f"{model.engine.runner.weight_bytes / 1e6:.0f} MB",
+            f"{questions.surprise(engine):.3f}",
+            f"{engine.runner.weight_bytes / 1e6:.0f} MB",
         )
         Console().print(table)
     return 0

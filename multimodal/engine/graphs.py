@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from multimodal.engine.quantised import Kind
 from multimodal.engine.runner import Row, TorchRunner
 from multimodal.fusion import FusionForConditionalGeneration
 
@@ -57,14 +58,22 @@ class GraphRunner(TorchRunner):
         slots: Likewise.
         positions: Likewise.
         pictures: Likewise.
+        quantised: Likewise.
     """
 
     spare_slots = 1
 
     def __init__(
-        self, model: FusionForConditionalGeneration, dtype: torch.dtype, *, slots: int, positions: int, pictures: int
+        self,
+        model: FusionForConditionalGeneration,
+        dtype: torch.dtype,
+        *,
+        slots: int,
+        positions: int,
+        pictures: int,
+        quantised: Kind | None = None,
     ) -> None:
-        super().__init__(model, dtype, slots=slots, positions=positions, pictures=pictures)
+        super().__init__(model, dtype, slots=slots, positions=positions, pictures=pictures, quantised=quantised)
         self._row_sizes = doubled(1, slots)
         self._position_sizes = doubled(FEWEST_POSITIONS, positions)
         self._picture_sizes = [0, *doubled(1, pictures)]

@@ -28,15 +28,15 @@ from torch.nn import functional
 
 from multimodal.engine import memory, weights
 from multimodal.engine.build import Built, state
+from multimodal.engine.quantised import GROUP, int4_codes, int8_codes
 from multimodal.engine.runner import Block, Layer, Packed, Row, TorchRunner
-from multimodal.engine.weights import GateWeights, block_weights, rotary_tables, touches_decoder
+from multimodal.engine.weights import GateWeights, rotary_tables
 from multimodal.fusion import FusionForConditionalGeneration
 
 Precision = Literal["int8", "int4", "bfloat16"]
 KINDS: dict[Precision, int] = {"int8": 0, "int4": 1, "bfloat16": 2}
 TILE = 16  # outputs of a tile
 INPUTS = 64  # inputs are padded to a multiple of it
-GROUP = 32  # inputs that share a step and a minimum in int4
 PIECE = 4096  # outputs of the head that are packed at a time: whole tiles
 SHORT = 48  # tokens of a piece of a prompt up to which steps are sooner done than unpacked matrices
 
@@ -232,9 +232,8 @@ def _pack_bfloat16(code: ctypes.CDLL, weight: torch.Tensor, woven: bool) -> tupl
 
 
 def _pack_int8(code: ctypes.CDLL, weight: torch.Tensor, woven: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    scales = weight.abs().amax(1).clamp_min(1e-8) / 127
-    codes = (weight / scales[:, None]).round_().add_(128).to(torch.uint8)
-    return _laid_out(codes, 4 if woven else 1), scales
+    codes, scales = int8_codes(weight)
+    return _laid_out(codes.add_(128).to(torch.uint8), 4 if woven else 1), scales
 
 
 def _pack_int4(code: ctypes.CDLL, weight: torch.Tensor, woven: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,10 +241,8 @@ def _pack_int4(code: ctypes.CDLL, weight: torch.Tensor, woven: bool) -> tuple[to
     steps, minima = torch.empty(len(groups)), torch.empty(len(groups))
     threads = torch.get_num_threads()
     code.multimodal_fit(groups.data_ptr(), len(groups), steps.data_ptr(), minima.data_ptr(), threads)
-    steps, minima = steps.clamp_min(6.2e-5).half(), minima.half()  # the smallest normal number of float16
-    minima[minima.abs() < 6.2e-5] = 0
-    codes = groups - minima.float()[:, None]
-    codes = codes.div_(steps.float()[:, None]).round_().clamp_(0, 15).to(torch.uint8).view(weight.shape)
+    codes, steps, minima = int4_codes(groups, steps, minima)
+    codes = codes.view(weight.shape)
     table = torch.stack([steps, minima], -1).view(len(weight) // TILE, TILE, -1, 2)
     if woven:
         first, second = codes.view(len(weight), -1, 2, 4).unbind(2)  # (N, I / 8, 4)
@@ -325,78 +322,52 @@ class NativeRunner(TorchRunner):
 
     # ---- weights
 
-    def _tiles(
-        self, weight: torch.Tensor, input_weight: torch.Tensor | None = None, kind: Precision | None = None
-    ) -> Tiles:
+    def pack(self, weight: torch.Tensor, norm: torch.Tensor | None = None) -> Tiles:
         """Pack a matrix, and count it."""
-        found = pack_tiles(self.code, weight, kind or self.precision, input_weight, self._scratch)
+        return self._tiles(weight, norm, self.precision)
+
+    def _tiles(self, weight: torch.Tensor, norm: torch.Tensor | None, kind: Precision) -> Tiles:
+        found = pack_tiles(self.code, weight, kind, norm, self._scratch)
         self._weight_bytes += found.nbytes
         return found
 
-    @torch.no_grad()
-    def packed(self, adapter: str | None) -> Packed:
-        """The weights with an adapter; the decoder's own are shared where it leaves them alone."""
-        if adapter not in self._packed:
-            base = None if adapter is None or touches_decoder(self.model, adapter) else self.packed(None)
-            self._packed[adapter] = Packed(
-                layers=[self._layer(i, adapter) for i in range(self.layer_count)] if base is None else base.layers,
-                blocks=[self._block_weights(i, adapter) for i in range(len(self.block_at))],
-                head=self._head(adapter) if base is None else base.head,
-            )
-        return self._packed[adapter]
+    def pack_gate_up(self, weight: torch.Tensor, norm: torch.Tensor) -> Tiles:
+        """Gate and up projection below each other, each padded to whole tiles."""
+        parts = weight.chunk(2)
+        missing = _padded(len(parts[0]), TILE) - len(parts[0])
+        return self.pack(torch.cat([functional.pad(part, (0, 0, 0, missing)) for part in parts]), norm)
+
+    def pack_down(self, weight: torch.Tensor) -> Tiles:
+        """Its inputs are padded as the outputs of gate and up are."""
+        return self.pack(functional.pad(weight, (0, _padded(weight.shape[1], TILE) - weight.shape[1])))
+
+    def pack_gate(self, gate: GateWeights | None) -> GateWeights | None:
+        """Gates are kept in float32."""
+        return gate
 
     def _head(self, adapter: str | None) -> Tiles:
         """In pieces: in float32, all of it would be the largest thing in memory."""
-        inner: Any = self.model.model.language_model
+        norm = weights.head_norm(self.model)
         kind: Precision = "bfloat16" if self.precision == "bfloat16" else "int8"
         pieces = (slice(start, start + PIECE) for start in range(0, len(self.embedding), PIECE))
-        packed = [
-            self._tiles(weights.matrix(self.model.lm_head, adapter, rows), _of(inner.norm), kind) for rows in pieces
-        ]
+        packed = [self._tiles(weights.matrix(self.model.lm_head, adapter, rows), norm, kind) for rows in pieces]
         memory.give_back()
         return _joined(packed)
 
     def _layer(self, index: int, adapter: str | None) -> Layer:
-        layer: Any = self.model.model.language_model.layers[index]
-        attention, mlp = layer.self_attn, layer.mlp
-        packed = Layer(
-            self._tiles(
-                _matrix(adapter, attention.q_proj, attention.k_proj, attention.v_proj), _of(layer.input_layernorm)
-            ),
-            self._tiles(_matrix(adapter, attention.o_proj)),
-            self._pack_gate_up(mlp, _of(layer.post_attention_layernorm), adapter),
-            self._pack_down(_matrix(adapter, mlp.down_proj)),
-        )
-        memory.give_back(layer.parameters())  # only traces and `generate` read them again
+        packed = super()._layer(index, adapter)
+        memory.give_back(self.model.model.language_model.layers[index].parameters())  # only traces and `generate` read
         return packed
 
     def _block_weights(self, index: int, adapter: str | None) -> Block:
+        packed = super()._block_weights(index, adapter)
         block: Any = self.model.model.cross_attention_blocks[index]
-        found = block_weights(self.model, index, adapter)  # of which the openings are in what follows
-        packed = Block(
-            self._tiles(_matrix(adapter, block.attention.q_proj), _of(block.attention_norm)),
-            self._tiles(found.o),
-            self._pack_gate_up(block.feed_forward, _of(block.feed_forward_norm), adapter),
-            self._pack_down(found.down),
-            found.attention_gate,
-            found.feed_forward_gate,
-        )
         memory.give_back(block.feed_forward.parameters())
         return packed
 
-    def _pack_gate_up(self, feed_forward: Any, norm: torch.Tensor, adapter: str | None) -> Tiles:
-        """Gate and up projection below each other, each padded to whole tiles."""
-        parts = [_matrix(adapter, linear) for linear in (feed_forward.gate_proj, feed_forward.up_proj)]
-        missing = _padded(len(parts[0]), TILE) - len(parts[0])
-        return self._tiles(torch.cat([functional.pad(part, (0, 0, 0, missing)) for part in parts]), norm)
-
-    def _pack_down(self, weight: torch.Tensor) -> Tiles:
-        """Its inputs are padded as the outputs of gate and up are."""
-        return self._tiles(functional.pad(weight, (0, _padded(weight.shape[1], TILE) - weight.shape[1])))
-
     @staticmethod
     def _weigh(gate: GateWeights | None, normed: torch.Tensor) -> torch.Tensor | float:
-        """As :class:`TorchRunner`; gates are kept in float32."""
+        """As :class:`TorchRunner`."""
         if gate is None:
             return 1.0
         return torch.sigmoid(normed @ gate.weight.to(normed.dtype)[:, None] + gate.bias.to(normed.dtype))  # (T, 1)
@@ -497,13 +468,3 @@ class _Prepared:
             *(logits.data_ptr(), logits.stride(0), threads),
         )
         return logits[:, : self.vocabulary]
-
-
-def _matrix(adapter: str | None, *linears: Any) -> torch.Tensor:
-    """The float32 matrices of some layers below each other, the adapter's product added."""
-    found = [weights.matrix(linear, adapter) for linear in linears]
-    return found[0] if len(found) == 1 else torch.cat(found)
-
-
-def _of(norm: Any) -> torch.Tensor:
-    return norm.weight.detach().float()

@@ -33,7 +33,8 @@ def make_runner(
     Args:
         model: The fused model.
         precision: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``; ``"auto"`` is the model's own dtype, but
-            for bfloat16 int8 where its step has been compiled.
+            for bfloat16 int8 where its step has been compiled. On a CPU int8 and int4 are compiled code, elsewhere they
+            are what weights are kept in, and the model's own dtype what is computed in.
         slots: How many requests are answered at once.
         positions: Tokens of a slot; None for as many as the decoder knows. On a CPU memory is taken as it is filled.
         pictures: Pictures of a slot.
@@ -50,15 +51,16 @@ def make_runner(
         raise EngineError(f"there is no precision {precision!r}: use {', '.join(PRECISIONS)}")
     quantised = {"int8": "int8", "int4": "int4", "auto": "int8" if model.dtype == torch.bfloat16 else None}
     kind: Any = quantised.get(precision)
-    if kind is not None:
-        why_not = native_obstacle(model)
-        if why_not is None:
-            dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float32  # of prompts
-            return NativeRunner(model, kind, dtype=dtype, **sizes)
-        if precision != "auto":
-            raise EngineError(f"{precision} does not run here: {why_not}; use {' or '.join(DTYPES)}")
+    why_not = native_obstacle(model)
+    if kind is not None and why_not is None:
+        dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float32  # of prompts
+        return NativeRunner(model, kind, dtype=dtype, **sizes)
+    if precision == "auto":
+        kind = None
+    elif kind is not None and (model.device.type == "cpu" or obstacle(model) is not None):
+        raise EngineError(f"{precision} does not run here: {why_not}; use {' or '.join(DTYPES)}")
     if obstacle(model) is not None:
         return ModuleRunner(model, **sizes)
     own: Any = model.dtype
     flat = GraphRunner if model.device.type == "cuda" else TorchRunner
-    return flat(model, DTYPES.get(precision, own), **sizes)
+    return flat(model, DTYPES.get(precision, own), **sizes, quantised=kind)

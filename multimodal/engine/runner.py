@@ -19,11 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from multimodal.engine.quantised import Kind, quantise
 from multimodal.engine.weights import (
     GateWeights,
     block_weights,
-    head_weights,
+    head_norm,
     layer_weights,
+    matrix,
     query_norms,
     rotary_tables,
     touches_decoder,
@@ -149,22 +151,32 @@ class Packed:
 
 
 class TorchRunner(Runner):
-    """Torch operators, few of them: float32 or bfloat16, on a CPU or a GPU.
+    """Torch operators, few of them, on a CPU or a GPU.
 
     Args:
         model: A fused model without an :func:`~multimodal.engine.weights.obstacle`; it stays as it is.
-        dtype: Of weights and computation.
+        dtype: Of weights and computation: float32 or bfloat16.
         slots: As :class:`Runner`.
         positions: Likewise.
         pictures: Likewise.
+        quantised: What the weights are kept in instead, and unpacked from in every step. In int4, the head is kept in
+            int8.
     """
 
     spare_slots = 0  # that no request gets
 
     def __init__(
-        self, model: FusionForConditionalGeneration, dtype: torch.dtype, *, slots: int, positions: int, pictures: int
+        self,
+        model: FusionForConditionalGeneration,
+        dtype: torch.dtype,
+        *,
+        slots: int,
+        positions: int,
+        pictures: int,
+        quantised: Kind | None = None,
     ) -> None:
         config, text = model.config, model.config.text_config
+        self.quantised = quantised
         self.model, self.dtype, self.device = model, dtype, model.device
         self.slots, self.positions, self.pictures = slots, positions, pictures
         self.eps = text.rms_norm_eps
@@ -210,9 +222,17 @@ class TorchRunner(Runner):
 
     # ---- weights
 
-    def pack(self, weight: torch.Tensor) -> Linear:
-        """A linear map from its float32 matrix."""
-        weight = weight.to(self.dtype).contiguous()
+    def pack(self, weight: torch.Tensor, norm: torch.Tensor | None = None) -> Linear:
+        """A linear map from its float32 matrix, and the weight of the norm before it."""
+        return self._kept(weight, norm, self.quantised)
+
+    def _kept(self, weight: torch.Tensor, norm: torch.Tensor | None, kind: Kind | None) -> Linear:
+        """A linear map, and its bytes counted."""
+        if kind is not None:
+            packed = quantise(weight, kind, norm)
+            self._weight_bytes += packed.nbytes
+            return packed
+        weight = (weight if norm is None else weight * norm).to(self.dtype).contiguous()
         self._weight_bytes += weight.nbytes
         return lambda states: functional.linear(states, weight)
 
@@ -220,6 +240,7 @@ class TorchRunner(Runner):
         """Pack the weights."""
         self.packed(None)
 
+    @torch.no_grad()
     def packed(self, adapter: str | None) -> Packed:
         """The weights with an adapter; the decoder's own are shared where it leaves them alone."""
         if adapter not in self._packed:
@@ -227,20 +248,44 @@ class TorchRunner(Runner):
             self._packed[adapter] = Packed(
                 layers=[self._layer(i, adapter) for i in range(self.layer_count)] if base is None else base.layers,
                 blocks=[self._block_weights(i, adapter) for i in range(len(self.block_at))],
-                head=self.pack(head_weights(self.model, adapter)) if base is None else base.head,
+                head=self._head(adapter) if base is None else base.head,
             )
         return self._packed[adapter]
 
+    def _head(self, adapter: str | None) -> Linear:
+        kind: Kind | None = None if self.quantised is None else "int8"
+        return self._kept(matrix(self.model.lm_head, adapter), head_norm(self.model), kind)
+
     def _layer(self, index: int, adapter: str | None) -> Layer:
         found = layer_weights(self.model, index, adapter)
-        return Layer(*(self.pack(w) for w in (found.qkv, found.o, found.gate_up, found.down)))
+        return Layer(
+            self.pack(found.qkv, found.attention_norm),
+            self.pack(found.o),
+            self.pack_gate_up(found.gate_up, found.feed_forward_norm),
+            self.pack_down(found.down),
+        )
 
     def _block_weights(self, index: int, adapter: str | None) -> Block:
         found = block_weights(self.model, index, adapter)
-        q, o, gate_up, down = (self.pack(w) for w in (found.q, found.o, found.gate_up, found.down))
-        return Block(q, o, gate_up, down, *map(self._gate, (found.attention_gate, found.feed_forward_gate)))
+        return Block(
+            self.pack(found.q, found.attention_norm),
+            self.pack(found.o),
+            self.pack_gate_up(found.gate_up, found.feed_forward_norm),
+            self.pack_down(found.down),
+            self.pack_gate(found.attention_gate),
+            self.pack_gate(found.feed_forward_gate),
+        )
 
-    def _gate(self, gate: GateWeights | None) -> GateWeights | None:
+    def pack_gate_up(self, weight: torch.Tensor, norm: torch.Tensor) -> Linear:
+        """As :meth:`pack`, of gate and up projection ``(2F, D)``."""
+        return self.pack(weight, norm)
+
+    def pack_down(self, weight: torch.Tensor) -> Linear:
+        """As :meth:`pack`, of the projection behind them ``(D, F)``."""
+        return self.pack(weight)
+
+    def pack_gate(self, gate: GateWeights | None) -> GateWeights | None:
+        """A dynamic gate's weights; None for a static one, which is in the matrices."""
         return None if gate is None else GateWeights(gate.weight.to(self.dtype), gate.bias.to(self.dtype))
 
     @property

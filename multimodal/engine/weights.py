@@ -1,8 +1,9 @@
 """A fused model's weights as a flat list of matrices: what a runner packs, in whatever precision.
 
-What can be computed once is: norm weights, static gates and the query norm are folded into the matrices next to them,
-queries, keys and values are one matrix, and so are gate and up projection. An adapter's low-rank product is added to
-the layers that it is for. Nothing of the model is changed, and only one layer at a time is held in float32.
+What can be computed once is: static gates and the query norm are folded into the matrices next to them, queries, keys
+and values are one matrix, and so are gate and up projection. Norm weights stand beside the matrices that they belong
+to, and a runner folds them in where that costs no precision. An adapter's low-rank product is added to the layers that
+it is for. Nothing of the model is changed, and only one layer at a time is held in float32.
 
 Axes: D width, H heads, K key/value heads, C width of a head, F width of the feed-forward, M blocks.
 """
@@ -24,14 +25,18 @@ class LayerWeights:
     """One decoder layer, in float32.
 
     Attributes:
-        qkv: ``((H + 2K) * C, D)``, the input norm's weight in it.
+        attention_norm: ``(D,)``, belongs before ``qkv``.
+        qkv: ``((H + 2K) * C, D)``.
         o: ``(D, H * C)``.
-        gate_up: ``(2F, D)``, the post-attention norm's weight in it.
+        feed_forward_norm: ``(D,)``, belongs before ``gate_up``.
+        gate_up: ``(2F, D)``.
         down: ``(D, F)``.
     """
 
+    attention_norm: torch.Tensor
     qkv: torch.Tensor
     o: torch.Tensor
+    feed_forward_norm: torch.Tensor
     gate_up: torch.Tensor
     down: torch.Tensor
 
@@ -49,16 +54,20 @@ class BlockWeights:
     """One cross-attention block, in float32; ``tanh(alpha)`` is in ``o`` and ``down``.
 
     Attributes:
-        q: ``(H * C, D)``, the attention norm's weight in it.
+        attention_norm: ``(D,)``, belongs before ``q``.
+        q: ``(H * C, D)``.
         o: ``(D, H * C)``.
-        gate_up: ``(2F, D)``, the feed-forward norm's weight in it.
+        feed_forward_norm: ``(D,)``, belongs before ``gate_up``.
+        gate_up: ``(2F, D)``.
         down: ``(D, F)``.
         attention_gate: None for a static gate, which is in ``o``.
         feed_forward_gate: Likewise.
     """
 
+    attention_norm: torch.Tensor
     q: torch.Tensor
     o: torch.Tensor
+    feed_forward_norm: torch.Tensor
     gate_up: torch.Tensor
     down: torch.Tensor
     attention_gate: GateWeights | None
@@ -96,9 +105,11 @@ def layer_weights(model: FusionForConditionalGeneration, index: int, adapter: st
     layer: Any = model.model.language_model.layers[index]
     attention, mlp = layer.self_attn, layer.mlp
     return LayerWeights(
-        qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj], adapter) * _of(layer.input_layernorm),
+        attention_norm=_of(layer.input_layernorm),
+        qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj], adapter),
         o=matrix(attention.o_proj, adapter),
-        gate_up=_joined([mlp.gate_proj, mlp.up_proj], adapter) * _of(layer.post_attention_layernorm),
+        feed_forward_norm=_of(layer.post_attention_layernorm),
+        gate_up=_joined([mlp.gate_proj, mlp.up_proj], adapter),
         down=matrix(mlp.down_proj, adapter),
     )
 
@@ -110,18 +121,20 @@ def block_weights(model: FusionForConditionalGeneration, index: int, adapter: st
     openings = [_float(gate.alpha).tanh()[:, None] for gate in (block.attention_gate, block.feed_forward_gate)]
     feed_forward = block.feed_forward
     return BlockWeights(
-        q=matrix(block.attention.q_proj, adapter) * norms[0],
+        attention_norm=norms[0],
+        q=matrix(block.attention.q_proj, adapter),
         o=matrix(block.attention.o_proj, adapter) * openings[0],
-        gate_up=_joined([feed_forward.gate_proj, feed_forward.up_proj], adapter) * norms[1],
+        feed_forward_norm=norms[1],
+        gate_up=_joined([feed_forward.gate_proj, feed_forward.up_proj], adapter),
         down=matrix(feed_forward.down_proj, adapter) * openings[1],
         attention_gate=_gate(block.attention_gate, norms[0], adapter),
         feed_forward_gate=_gate(block.feed_forward_gate, norms[1], adapter),
     )
 
 
-def head_weights(model: FusionForConditionalGeneration, adapter: str | None = None) -> torch.Tensor:
-    """The language-model head ``(V, D)`` in float32, the final norm's weight in it."""
-    return matrix(model.lm_head, adapter) * _of(model.model.language_model.norm)
+def head_norm(model: FusionForConditionalGeneration) -> torch.Tensor:
+    """The final norm's weight ``(D,)`` in float32; it belongs before the head."""
+    return _of(model.model.language_model.norm)
 
 
 def query_norms(model: FusionForConditionalGeneration) -> torch.Tensor | None:

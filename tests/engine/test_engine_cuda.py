@@ -23,7 +23,7 @@ def test_every_part_but_compiling(
     assert lines == json.loads(output.read_text())
     (exact,) = (line for line in lines if line.get("dtype") == "float32")
     assert exact["agree"] == exact["of"] and exact["different"] > 20
-    for part, variants in (("decode", 4), ("prefill", 2), ("requests", 2)):
+    for part, variants in (("decode", 6), ("prefill", 2), ("requests", 2)):
         assert len({line["variant"] for line in lines if line["part"] == part and "turns" in line}) == variants
 
 
