@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         type=count,
         metavar="R",
         help="also train LoRA of this rank on the decoder's attention and feed-forward, from its first layer with "
-        "cross-attention on; several times slower, as no frozen prefix is kept (default: the decoder stays as it is)",
+        "cross-attention on; slower, as of the decoder only what is below is kept (default: it stays as it is)",
     )
     train.add_argument(
         "--validate-steps",
@@ -136,6 +136,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         default=None,
         help="read data as steps need it, for sets that memory does not hold; with --max-steps, without [vision]",
+    )
+    train.add_argument(
+        "--shard-decoder",
+        action="store_true",
+        default=None,
+        help="share a frozen decoder out between the processes of torchrun (FSDP2), where one GPU does not hold it",
     )
     train.add_argument(
         "--tensorboard", action="store_true", default=None, help="write curves for TensorBoard, beside the checkpoints"
@@ -353,6 +359,7 @@ _TRAINING_OPTIONS = (
     "skip_bad",
     "lora_rank",
     "streaming",
+    "shard_decoder",
     "tensorboard",
 )
 

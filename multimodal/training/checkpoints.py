@@ -83,7 +83,8 @@ class ResumableTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "FSDP and DeepSpeed shard weights that are trained, of which a fused model has few, and a checkpoint "
-                "holds whole ones: start one process for each GPU with torchrun, without either"
+                "holds whole ones: start one process for each GPU with torchrun, without either; --shard-decoder "
+                "shares out a frozen decoder"
             )
         in_a_notebook = DEFAULT_PROGRESS_CALLBACK is not ProgressCallback
         if in_a_notebook and not self.args.disable_tqdm:  # its bar fails where training stops early

@@ -43,6 +43,7 @@ from multimodal.training.lora import DECODER_NAME, add_to_decoder, make_part_of_
 from multimodal.training.pictures import LivePictures, Pictures, StreamedPictures
 from multimodal.training.prefix import PrefixCache, can_keep_prefixes, can_keep_states
 from multimodal.training.processes import device, is_main, rows_of_a_process, say, wait_for_all
+from multimodal.training.sharding import shard_decoder
 from multimodal.training.stream import TrainingStream
 from multimodal.training.text_side import as_text
 from multimodal.training.trainer import FusionTrainer
@@ -63,7 +64,7 @@ VIEWS = {"medical": 4, "shop": 4}
 # What a run may change when it goes on: how long it lasts, and what has no part in the result.
 CHANGEABLE = (
     *("output", "cache", "epochs", "save_steps", "max_steps", "tensorboard", "skip_bad"),
-    *("validate_steps", "patience", "validate_limit"),
+    *("validate_steps", "patience", "validate_limit", "shard_decoder"),
 )
 
 
@@ -102,6 +103,8 @@ class TrainingSettings:
             ``text_side.py``); what is saved is an adapter. Empty trains the fused model.
         streaming: Read data as steps need it (see ``stream.py``), for sets that memory does not hold. It wants
             ``max_steps``, and nothing that looks at a whole data set first.
+        shard_decoder: Share a frozen decoder's layers out between the processes (see ``sharding.py``). No prefix is
+            kept then, and nothing is scored on the way, since one process does that alone.
     """
 
     data: Mapping[str, float]
@@ -130,6 +133,7 @@ class TrainingSettings:
     lora_rank: int = 0
     pipeline: str = ""
     streaming: bool = False
+    shard_decoder: bool = False
 
 
 def kind_of(name: str) -> str:
@@ -269,7 +273,7 @@ def train(
             for measuring what it saves.
 
     Returns:
-        The trained model, in evaluation mode.
+        The trained model, in evaluation mode. A decoder that was shared out stays so: load what was saved.
 
     Raises:
         DataError: If a data set or one of its pictures cannot be used.
@@ -286,6 +290,9 @@ def train(
     rows_of_a_process(settings.batch_size)  # told before anything is computed
     if settings.streaming:
         _check_streaming(settings)
+    if settings.shard_decoder:
+        _check_sharding(settings)
+        shard_decoder(model)
     model.to(device())  # features and prefixes are computed before Trainer moves it there
     decoder_is_trained = decoder_is_trained or settings.lora_rank > 0
     data = _Data({}, {}, {}) if settings.streaming else _read(settings, decoder_is_trained=decoder_is_trained)
@@ -354,6 +361,7 @@ def train(
         if (
             isinstance(dataset, TrainingSet)
             and frozen_prefix
+            and not settings.shard_decoder
             and can_keep_states(model)
             and not (has_prefixes and any(row.start is None for row in dataset.rows))
         ):
@@ -383,6 +391,17 @@ def train(
         processor.save_pretrained(settings.output)
     wait_for_all()
     return model
+
+
+def _check_sharding(settings: TrainingSettings) -> None:
+    """Refuse what needs a whole decoder in one process.
+
+    Raises:
+        ValueError: It says what.
+    """
+    whole = {"validate_steps": settings.validate_steps > 0, "lora_rank": settings.lora_rank > 0}
+    if asked := [name for name, is_asked in whole.items() if is_asked]:
+        raise ValueError(f"{', '.join(asked)}: not with shard_decoder, where no process has the whole decoder")
 
 
 def _check_streaming(settings: TrainingSettings) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
 from multimodal.data import Sample
 from multimodal.training import checkpoints
+from multimodal.training import train as training
 from multimodal.training.collator import IGNORED, EpochOrder, FusionCollator, Source, TrainingSet
 from multimodal.training.picture_set import PictureOrder
 from multimodal.training.pictures import LivePictures
@@ -157,6 +159,46 @@ def test_two_processes_give_the_curve_of_one(folder: Path) -> None:
     # Features are named by the encoder's weights, whose last bits hang on the number of processes.
     unexpected = {name for name in extra if "rng_state_" not in name and not name.startswith("features/")}
     assert not unexpected  # nothing is written twice under two names
+
+
+def shards_are_kept() -> None:
+    """In a run's process: at its end each layer of the decoder is here by half."""
+    original = training.load_trained
+
+    def check(model: Any, file: Path) -> None:
+        parameters = list(model.model.language_model.layers.parameters())
+        assert parameters and all(isinstance(its, DTensor) for its in parameters)
+        held = sum(its.to_local().numel() for its in parameters)
+        assert held < 0.6 * sum(its.numel() for its in parameters)
+        original(model, file)
+
+    training.load_trained = check
+
+
+def test_a_decoder_that_is_shared_out_gives_the_curve_of_a_whole_one(folder: Path) -> None:
+    plain = unscored(folder)
+    assert run(command(folder, "whole", *plain)) == [0]
+    sharded = command(folder, "sharded", *plain, "--shard-decoder")
+    assert run(sharded, shards_are_kept, processes=2) == [0, 0]
+    assert_near(folder / "sharded", folder / "whole")
+
+
+def unscored(folder: Path) -> list[str]:
+    """The words that have no score made on the way."""
+    recipe = folder / "unscored.toml"
+    recipe.write_text((folder / "recipe.toml").read_text().replace("validate_steps = 3\n", ""))
+    return ["--recipe", str(recipe)]
+
+
+def test_what_cannot_be_shared_out(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    plain = unscored(folder)
+    for words, message in (
+        (plain, "shares a decoder out between processes: start several with torchrun"),
+        ([], "validate_steps: not with shard_decoder"),
+        ([*plain, "--lora-rank", "2"], "lora_rank: not with shard_decoder"),
+    ):
+        assert run(command(folder, "refused", "--shard-decoder", *words)) == [1]
+        assert message in capfd.readouterr().err
 
 
 @pytest.mark.slow
