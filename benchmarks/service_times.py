@@ -1,6 +1,8 @@
 """How long a replica takes for what: the figures that ``multimodal plan`` simulates queues with.
 
-Nobody else may ask while this runs, and nothing else should.
+Questions go through the service's application, in this process and without a network: taking a request apart and
+looking at its picture keeps a replica from the others as reading does. Nobody else may ask while this runs, and nothing
+else should.
 
     python -m benchmarks.service_times --kind "2 cores, int8" --output mine.json [--price 0.10] [--model embedded]
     multimodal plan --rate 100 --p99 2 --kind mine.json
@@ -9,22 +11,29 @@ Nobody else may ask while this runs, and nothing else should.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import base64
 import json
+import mimetypes
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 
 from multimodal import MultiModalModel
 from multimodal.engine import Generation, Picture, Request, digest_of
 from multimodal.images import load_image
-from multimodal.samples import sample_images
+from multimodal.samples import SamplePicture, sample_images
+from multimodal.service import create_app
 
 ROUNDS = 5
 NEW_TOKENS = 32
+
+Answer = tuple[int, float]  # tokens, and seconds from the question to the whole answer
 
 
 def main() -> int:
@@ -45,33 +54,58 @@ def main() -> int:
 
 def measure(model: MultiModalModel, *, kind: str, price: float | None, rounds: int = ROUNDS) -> dict[str, Any]:
     """The fields of :class:`multimodal.cluster.planning.Measurements`, medians over rounds and sample pictures."""
-    samples = sample_images()
     model.engine.runner.prepare()
-    first: list[float] = []
-    later: list[float] = []
-    lengths: list[int] = []
-    for turn in range(rounds + 1):
-        for sample in samples:
-            model.forget()
-            asked = [model(question, sample.path) for question in ("What is this?", sample.prompt)]
-            if turn:  # with the first one, pages of weights are touched for the first time
-                first.append(asked[0].timings.first_token)
-                later.append(asked[1].timings.first_token)
-                lengths += [answer.usage.completion_tokens for answer in asked if turn == 1]
+    first, later, lengths = asyncio.run(_questions(model, rounds))
+    picture_bytes = [sample.path.stat().st_size for sample in sample_images()]
     states = model.engine.pictures
+    cached_pictures = states.room // (states.nbytes // len(states))
     model.model.generation_config.eos_token_id = None  # steps are counted in answers that do not end by themselves
+    step = {rows: statistics.median(steps(model, rows) for _ in range(rounds)) for rows in _counts(model)}
+
+    def read(answers: list[Answer]) -> float:
+        """Seconds until an answer's first token: from there on it is written."""
+        return max(statistics.median(seconds - (tokens - 1) * step[1] for tokens, seconds in answers), 0.0)
+
     return {
         "kind": kind,
         "source": f"python -m benchmarks.service_times, {time.strftime('%Y-%m-%d')}",
-        "first": statistics.median(first),
-        "later": statistics.median(later),
-        "step": {str(rows): statistics.median(steps(model, rows) for _ in range(rounds)) for rows in _counts(model)},
+        "first": read(first),
+        "later": read(later),
+        "step": {str(rows): seconds for rows, seconds in step.items()},
         "answer_tokens": lengths,
         "slots": model.engine.runner.slots,
-        "cached_pictures": states.room // (states.nbytes // len(states)),
-        "picture_bytes": round(statistics.mean(sample.path.stat().st_size for sample in samples)),
+        "cached_pictures": cached_pictures,
+        "picture_bytes": round(statistics.mean(picture_bytes)),
         "price": price,
     }
+
+
+async def _questions(model: MultiModalModel, rounds: int) -> tuple[list[Answer], list[Answer], list[int]]:
+    """Answers to first and to later questions about the sample pictures, and how long answers are, in tokens."""
+    first: list[Answer] = []
+    later: list[Answer] = []
+    lengths: list[int] = []
+    transport = httpx.ASGITransport(app=create_app(model, name="model"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=600) as client:
+        for turn in range(rounds + 1):
+            for sample in sample_images():
+                model.forget()
+                asked = [await _ask(client, question, sample) for question in ("What is this?", sample.prompt)]
+                if turn:  # with the first one, pages of weights are touched for the first time
+                    first.append(asked[0])
+                    later.append(asked[1])
+                    lengths += [tokens for tokens, _ in asked if turn == 1]
+    return first, later, lengths
+
+
+async def _ask(client: httpx.AsyncClient, question: str, sample: SamplePicture) -> Answer:
+    kind = mimetypes.guess_type(sample.path.name)[0] or "application/dicom"
+    url = f"data:{kind};base64,{base64.b64encode(sample.path.read_bytes()).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    body = {"model": "model", "messages": [{"role": "user", "content": parts}]}
+    began = time.perf_counter()
+    said = (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
+    return said["usage"]["completion_tokens"], time.perf_counter() - began
 
 
 def steps(model: MultiModalModel, rows: int) -> float:

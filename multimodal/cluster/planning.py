@@ -1,15 +1,16 @@
 """How many replicas of which kind a traffic takes: a simulation of queues, fed with measured service times.
 
-A replica is simulated as the engine works: requests wait for a slot; in each turn the oldest unread prompt is read,
-which takes longer where its picture is not cached, and then every answer in a slot gets a token, in a step whose time
-hangs on their number. Arrivals are Poisson. What always holds: with the same seed the same figures come out, on any
-machine.
+A replica is simulated as the engine works: requests wait for a slot; in each turn the prompts of those that have got
+one are read, which takes longer where a picture is not cached, and then every answer in a slot gets a token, in a step
+whose time hangs on their number. Arrivals are Poisson. What always holds: with the same seed the same figures come out,
+on any machine.
 
 What is not simulated: the network, and failures.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -51,8 +52,8 @@ class Measurements:
     Attributes:
         kind: Its name.
         source: Where the figures come from.
-        first: To read a prompt with a picture that the replica has not seen.
-        later: To read a prompt about a picture that it holds.
+        first: To take a question about a picture that the replica has not seen, and read it.
+        later: Likewise, about a picture that it holds.
         step: By number of answers that are written at once, how long a step takes that gives each of them a token.
         answer_tokens: How long answers are: one number of tokens for each answer that was looked at.
         slots: Answers that are written at once, at most.
@@ -61,6 +62,7 @@ class Measurements:
         price: US dollars an hour, all included; None if unknown.
         entrance: On top of every answer, without keeping the replica from others: HTTP, the router, waking up after a
             pause.
+        handling: On top of every answer, keeping the replica from others: what its process does for Ray. 0 if unknown.
         around: Of a processor, for every answer, outside of the replica: the router, Ray, HTTP. 0 if unknown.
     """
 
@@ -75,11 +77,12 @@ class Measurements:
     picture_bytes: int
     price: float | None = None
     entrance: float = 0.0
+    handling: float = 0.0
     around: float = 0.0
 
     def __post_init__(self) -> None:
         lengths = list(self.answer_tokens)
-        times = (self.first, self.later, self.entrance, self.around, *self.step.values())
+        times = (self.first, self.later, self.entrance, self.handling, self.around, *self.step.values())
         if not lengths or min(lengths) < 1 or not self.step or min(times) < 0:
             raise PlanError(f"{self.kind}: times are 0 or more, and answers have 1 token or more: measure again")
         if self.slots < 1 or self.cached_pictures < 0:
@@ -97,12 +100,12 @@ class Measurements:
             cached: Share of questions whose picture the replica holds.
         """
         read = cached * self.later + (1 - cached) * self.first
-        return read + (float(np.mean(self.answer_tokens)) - 1) * self.steps()[-1] / self.slots
+        return self.handling + read + (float(np.mean(self.answer_tokens)) - 1) * self.steps()[-1] / self.slots
 
     def alone(self) -> float:
         """Seconds in which 99 of 100 answers about pictures that are held are whole, while nobody else asks."""
         longest = float(np.quantile(self.answer_tokens, 0.99, method="inverted_cdf"))
-        return self.entrance + self.later + (longest - 1) * self.steps()[1]
+        return self.entrance + self.handling + self.later + (longest - 1) * self.steps()[1]
 
 
 def read_measurements(path: Path | None = None) -> Measurements:
@@ -159,6 +162,7 @@ class Outcome:
         mean: On average they were whole.
         utilisation: Share of the time that a replica was at work.
         cached: Share of the questions whose picture was in the cache of their replica.
+        rate: Answers a second.
     """
 
     replicas: int
@@ -168,6 +172,7 @@ class Outcome:
     mean: float
     utilisation: float
     cached: float
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -220,6 +225,7 @@ class _Question:
     tokens: int
     came: float
     counts: bool
+    whole: simpy.Event
 
 
 @dataclass
@@ -260,7 +266,7 @@ class _Replica:
                 yield self._work
             while self._waiting and len(self._unread) + len(self._written) < self._measured.slots:
                 self._unread.append(self._waiting.popleft())
-            if self._unread:
+            while self._unread:
                 question = self._unread.popleft()
                 yield self._spend(self._reading(question))
                 if question.counts:
@@ -288,12 +294,14 @@ class _Replica:
     def _reading(self, question: _Question) -> float:
         held = self.hold(question.picture)
         self._tally.hits += held and question.counts
-        return self._measured.later if held else self._measured.first
+        return self._measured.handling + (self._measured.later if held else self._measured.first)
 
     def _leave(self) -> None:
         for question, missing in self._written:
-            if missing <= 0 and question.counts:
-                self._tally.whole.append(self._now.now - question.came)
+            if missing <= 0:
+                question.whole.succeed()
+                if question.counts:
+                    self._tally.whole.append(self._now.now - question.came)
         self._written = [entry for entry in self._written if entry[1] > 0]
 
 
@@ -303,6 +311,7 @@ def simulate(
     replicas: int,
     *,
     routing: Routing = "picture",
+    callers: int | None = None,
     questions: int = QUESTIONS,
     seed: int = 0,
 ) -> Outcome:
@@ -314,6 +323,8 @@ def simulate(
         replicas: How many share it.
         routing: ``"picture"`` sends a question to the replica that its picture belongs to, and past one that is busy;
             ``"load"`` to the less busy one of two that are drawn, which is what Ray Serve does unless told otherwise.
+        callers: So many ask at a time, each as soon as it has its answer; then the traffic's rate says no more than how
+            many pictures there are. None for questions that come at random.
         questions: How many are sent, those that warm up included.
         seed: Of everything random.
     """
@@ -342,17 +353,33 @@ def simulate(
             if chance.random() * traffic.questions < 1:
                 break
 
-    def arrivals() -> Generator[simpy.Event]:
-        fresh = alive
-        for number in range(questions):
-            yield environment.timeout(chance.expovariate(traffic.rate))
-            place = chance.randrange(alive)
-            if chance.random() * traffic.questions < 1:
-                shown[place], fresh = fresh, fresh + 1
-            picture, tokens = shown[place], chance.choice(measured.answer_tokens)
-            route(picture).take(_Question(picture, tokens, environment.now, number >= warm))
+    numbers, fresh, began = iter(range(questions)), itertools.count(alive), 0.0
 
-    environment.process(arrivals())
+    def ask(number: int) -> simpy.Event:
+        """Send a question; what is returned happens when its answer is whole."""
+        nonlocal began
+        if number == warm:
+            began = environment.now
+        place = chance.randrange(alive)
+        if chance.random() * traffic.questions < 1:
+            shown[place] = next(fresh)
+        picture, tokens = shown[place], chance.choice(measured.answer_tokens)
+        question = _Question(picture, tokens, environment.now, number >= warm, environment.event())
+        route(picture).take(question)
+        return question.whole
+
+    def at_random() -> Generator[simpy.Event]:
+        for number in numbers:
+            yield environment.timeout(chance.expovariate(traffic.rate))
+            ask(number)
+
+    def caller() -> Generator[simpy.Event]:
+        for number in numbers:
+            yield environment.timeout(measured.entrance)
+            yield ask(number)
+
+    for process in [at_random()] if callers is None else [caller() for _ in range(callers)]:
+        environment.process(process)
     environment.run()
     times = np.asarray(tally.whole) + measured.entrance
     p50, p99 = (float(np.quantile(times, share)) for share in (0.5, 0.99))
@@ -364,6 +391,7 @@ def simulate(
         mean=float(times.mean()),
         utilisation=sum(replica.busy for replica in crew) / (replicas * environment.now),
         cached=tally.hits / (questions - warm),
+        rate=(questions - warm) / (environment.now - began),
     )
 
 

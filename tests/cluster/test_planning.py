@@ -75,6 +75,17 @@ class TestAgainstTheory:
         assert found.p99 == pytest.approx(math.log(100) / (1 - load), rel=0.15)
         assert found.p50 == pytest.approx(math.log(2) / (1 - load), rel=0.1)
         assert found.utilisation == pytest.approx(load, rel=0.04)
+        assert found.rate == pytest.approx(load, rel=0.04)
+
+    @pytest.mark.parametrize("callers", [1, 3, 12])
+    def test_callers_that_wait_for_their_answers(self, callers: int) -> None:
+        """M/M/1 with a finite source: who has an answer asks again after ``entrance``."""
+        pause = 2.0
+        found = simulate(server(1, geometric(), entrance=pause), Traffic(1), 1, callers=callers, questions=12_000)
+        nobody = 1 / sum(math.perm(callers, there) / pause**there for there in range(callers + 1))
+        assert found.rate == pytest.approx(1 - nobody, rel=0.04)
+        assert found.utilisation == pytest.approx(1 - nobody, rel=0.04)
+        assert found.mean == pytest.approx(callers / (1 - nobody), rel=0.04)  # Little's law, the pause in it
 
     @pytest.mark.parametrize("slots", [2, 4])
     def test_mmc(self, slots: int) -> None:
