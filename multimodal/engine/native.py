@@ -233,7 +233,7 @@ def _pack_bfloat16(code: ctypes.CDLL, weight: torch.Tensor, woven: bool) -> tupl
 
 def _pack_int8(code: ctypes.CDLL, weight: torch.Tensor, woven: bool) -> tuple[torch.Tensor, torch.Tensor]:
     codes, scales = int8_codes(weight)
-    return _laid_out(codes.add_(128).to(torch.uint8), 4 if woven else 1), scales
+    return _laid_out(codes.view(torch.uint8) ^ 128, 4 if woven else 1), scales  # 128 more, in bytes without a sign
 
 
 def _pack_int4(code: ctypes.CDLL, weight: torch.Tensor, woven: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -349,9 +349,12 @@ class NativeRunner(TorchRunner):
         """In pieces: in float32, all of it would be the largest thing in memory."""
         norm = weights.head_norm(self.model)
         kind: Precision = "bfloat16" if self.precision == "bfloat16" else "int8"
-        pieces = (slice(start, start + PIECE) for start in range(0, len(self.embedding), PIECE))
-        packed = [self._tiles(weights.matrix(self.model.lm_head, adapter, rows), norm, kind) for rows in pieces]
-        memory.give_back()
+        packed = []
+        for start in range(0, len(self.embedding), PIECE):
+            weight = weights.matrix(self.model.lm_head, adapter, slice(start, start + PIECE))
+            packed.append(self._tiles(weight, norm, kind))
+            del weight
+            memory.give_back()
         return _joined(packed)
 
     def _layer(self, index: int, adapter: str | None) -> Layer:

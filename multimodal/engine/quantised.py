@@ -79,9 +79,9 @@ class Int4:
 
 
 def int8_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes from -127 to 127, in float32, and scales ``(N,)`` of a matrix ``(N, I)``."""
+    """Codes from -127 to 127 and scales ``(N,)`` of a matrix ``(N, I)``."""
     scales = weight.abs().amax(1).clamp_min(1e-8) / 127
-    return (weight / scales[:, None]).round_(), scales
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
 
 
 def int4_codes(groups: torch.Tensor, steps: torch.Tensor, minima: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -102,8 +102,7 @@ def quantise(weight: torch.Tensor, kind: Kind, norm: torch.Tensor | None = None)
             was in 4 bits once, in groups of 32, are found again almost without a loss.
     """
     if kind == "int8":
-        codes, scales = int8_codes(weight)
-        return Int8(codes.to(torch.int8), scales, norm)
+        return Int8(*int8_codes(weight), norm)
     outputs, inputs = weight.shape
     groups = functional.pad(weight, (0, -inputs % GROUP)).view(-1, GROUP)
     codes, steps, minima = int4_codes(groups, *_fit(groups))

@@ -21,10 +21,10 @@ from torch.nn import functional
 
 from multimodal.engine.quantised import Kind, quantise
 from multimodal.engine.weights import (
+    BlockWeights,
     GateWeights,
-    block_weights,
+    LayerWeights,
     head_norm,
-    layer_weights,
     matrix,
     query_norms,
     rotary_tables,
@@ -257,7 +257,7 @@ class TorchRunner(Runner):
         return self._kept(matrix(self.model.lm_head, adapter), head_norm(self.model), kind)
 
     def _layer(self, index: int, adapter: str | None) -> Layer:
-        found = layer_weights(self.model, index, adapter)
+        found = LayerWeights(self.model, index, adapter)
         return Layer(
             self.pack(found.qkv, found.attention_norm),
             self.pack(found.o),
@@ -266,7 +266,7 @@ class TorchRunner(Runner):
         )
 
     def _block_weights(self, index: int, adapter: str | None) -> Block:
-        found = block_weights(self.model, index, adapter)
+        found = BlockWeights(self.model, index, adapter)
         return Block(
             self.pack(found.q, found.attention_norm),
             self.pack(found.o),

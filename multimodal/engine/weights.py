@@ -21,27 +21,6 @@ from multimodal.fusion.gates import DynamicGate, TanhGate
 
 
 @dataclass(frozen=True)
-class LayerWeights:
-    """One decoder layer, in float32.
-
-    Attributes:
-        attention_norm: ``(D,)``, belongs before ``qkv``.
-        qkv: ``((H + 2K) * C, D)``.
-        o: ``(D, H * C)``.
-        feed_forward_norm: ``(D,)``, belongs before ``gate_up``.
-        gate_up: ``(2F, D)``.
-        down: ``(D, F)``.
-    """
-
-    attention_norm: torch.Tensor
-    qkv: torch.Tensor
-    o: torch.Tensor
-    feed_forward_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
-
-
-@dataclass(frozen=True)
 class GateWeights:
     """A dynamic gate's token weight, the norm's weight in it: ``sigmoid(<weight, normed> + bias)``."""
 
@@ -49,29 +28,106 @@ class GateWeights:
     bias: torch.Tensor  # (1,)
 
 
-@dataclass(frozen=True)
-class BlockWeights:
-    """One cross-attention block, in float32; ``tanh(alpha)`` is in ``o`` and ``down``.
+class LayerWeights:
+    """One decoder layer, in float32; each matrix is made when it is asked for.
 
-    Attributes:
-        attention_norm: ``(D,)``, belongs before ``q``.
-        q: ``(H * C, D)``.
-        o: ``(D, H * C)``.
-        feed_forward_norm: ``(D,)``, belongs before ``gate_up``.
-        gate_up: ``(2F, D)``.
-        down: ``(D, F)``.
-        attention_gate: None for a static gate, which is in ``o``.
-        feed_forward_gate: Likewise.
+    Args:
+        model: The fused model.
+        index: Which layer.
+        adapter: PEFT's name of the adapter to add, or None.
     """
 
-    attention_norm: torch.Tensor
-    q: torch.Tensor
-    o: torch.Tensor
-    feed_forward_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
-    attention_gate: GateWeights | None
-    feed_forward_gate: GateWeights | None
+    def __init__(self, model: FusionForConditionalGeneration, index: int, adapter: str | None = None) -> None:
+        self._layer: Any = model.model.language_model.layers[index]
+        self._adapter = adapter
+
+    @property
+    def attention_norm(self) -> torch.Tensor:
+        """``(D,)``, belongs before ``qkv``."""
+        return _of(self._layer.input_layernorm)
+
+    @property
+    def qkv(self) -> torch.Tensor:
+        """``((H + 2K) * C, D)``."""
+        attention = self._layer.self_attn
+        return _joined([attention.q_proj, attention.k_proj, attention.v_proj], self._adapter)
+
+    @property
+    def o(self) -> torch.Tensor:
+        """``(D, H * C)``."""
+        return matrix(self._layer.self_attn.o_proj, self._adapter)
+
+    @property
+    def feed_forward_norm(self) -> torch.Tensor:
+        """``(D,)``, belongs before ``gate_up``."""
+        return _of(self._layer.post_attention_layernorm)
+
+    @property
+    def gate_up(self) -> torch.Tensor:
+        """``(2F, D)``."""
+        return _joined([self._layer.mlp.gate_proj, self._layer.mlp.up_proj], self._adapter)
+
+    @property
+    def down(self) -> torch.Tensor:
+        """``(D, F)``."""
+        return matrix(self._layer.mlp.down_proj, self._adapter)
+
+
+class BlockWeights:
+    """One cross-attention block, in float32; each matrix is made when it is asked for.
+
+    ``tanh(alpha)`` is in ``o`` and ``down``, and with it a static gate.
+
+    Args:
+        model: The fused model.
+        index: Which block.
+        adapter: PEFT's name of the adapter to add, or None.
+    """
+
+    def __init__(self, model: FusionForConditionalGeneration, index: int, adapter: str | None = None) -> None:
+        self._block: Any = model.model.cross_attention_blocks[index]
+        self._adapter = adapter
+
+    @property
+    def attention_norm(self) -> torch.Tensor:
+        """``(D,)``, belongs before ``q``."""
+        return _of(self._block.attention_norm)
+
+    @property
+    def q(self) -> torch.Tensor:
+        """``(H * C, D)``."""
+        return matrix(self._block.attention.q_proj, self._adapter)
+
+    @property
+    def o(self) -> torch.Tensor:
+        """``(D, H * C)``."""
+        return matrix(self._block.attention.o_proj, self._adapter) * _opening(self._block.attention_gate)
+
+    @property
+    def feed_forward_norm(self) -> torch.Tensor:
+        """``(D,)``, belongs before ``gate_up``."""
+        return _of(self._block.feed_forward_norm)
+
+    @property
+    def gate_up(self) -> torch.Tensor:
+        """``(2F, D)``."""
+        feed_forward = self._block.feed_forward
+        return _joined([feed_forward.gate_proj, feed_forward.up_proj], self._adapter)
+
+    @property
+    def down(self) -> torch.Tensor:
+        """``(D, F)``."""
+        return matrix(self._block.feed_forward.down_proj, self._adapter) * _opening(self._block.feed_forward_gate)
+
+    @property
+    def attention_gate(self) -> GateWeights | None:
+        """None for a static gate."""
+        return _gate(self._block.attention_gate, self.attention_norm, self._adapter)
+
+    @property
+    def feed_forward_gate(self) -> GateWeights | None:
+        """Likewise."""
+        return _gate(self._block.feed_forward_gate, self.feed_forward_norm, self._adapter)
 
 
 def obstacle(model: FusionForConditionalGeneration) -> str | None:
@@ -92,44 +148,6 @@ def touches_decoder(model: FusionForConditionalGeneration, adapter: str | None) 
     """Whether an adapter, by PEFT's name, adds to the decoder's own layers."""
     parts = (model.model.language_model, model.lm_head)
     return any(adapter in getattr(module, "lora_A", {}) for part in parts for module in part.modules())
-
-
-def layer_weights(model: FusionForConditionalGeneration, index: int, adapter: str | None = None) -> LayerWeights:
-    """The weights of a decoder layer.
-
-    Args:
-        model: The fused model.
-        index: Which layer.
-        adapter: PEFT's name of the adapter to add, or None.
-    """
-    layer: Any = model.model.language_model.layers[index]
-    attention, mlp = layer.self_attn, layer.mlp
-    return LayerWeights(
-        attention_norm=_of(layer.input_layernorm),
-        qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj], adapter),
-        o=matrix(attention.o_proj, adapter),
-        feed_forward_norm=_of(layer.post_attention_layernorm),
-        gate_up=_joined([mlp.gate_proj, mlp.up_proj], adapter),
-        down=matrix(mlp.down_proj, adapter),
-    )
-
-
-def block_weights(model: FusionForConditionalGeneration, index: int, adapter: str | None = None) -> BlockWeights:
-    """The weights of a cross-attention block; see :func:`layer_weights`."""
-    block: Any = model.model.cross_attention_blocks[index]
-    norms = _of(block.attention_norm), _of(block.feed_forward_norm)
-    openings = [_float(gate.alpha).tanh()[:, None] for gate in (block.attention_gate, block.feed_forward_gate)]
-    feed_forward = block.feed_forward
-    return BlockWeights(
-        attention_norm=norms[0],
-        q=matrix(block.attention.q_proj, adapter),
-        o=matrix(block.attention.o_proj, adapter) * openings[0],
-        feed_forward_norm=norms[1],
-        gate_up=_joined([feed_forward.gate_proj, feed_forward.up_proj], adapter),
-        down=matrix(feed_forward.down_proj, adapter) * openings[1],
-        attention_gate=_gate(block.attention_gate, norms[0], adapter),
-        feed_forward_gate=_gate(block.feed_forward_gate, norms[1], adapter),
-    )
 
 
 def head_norm(model: FusionForConditionalGeneration) -> torch.Tensor:
@@ -161,6 +179,10 @@ def _float(tensor: torch.Tensor) -> torch.Tensor:
 
 def _of(norm: Any) -> torch.Tensor:
     return _float(norm.weight)
+
+
+def _opening(gate: TanhGate) -> torch.Tensor:
+    return _float(gate.alpha).tanh()[:, None]
 
 
 def _gate(gate: TanhGate, norm: torch.Tensor, adapter: str | None) -> GateWeights | None:
