@@ -164,7 +164,7 @@ def test_cost_grows_with_volume(load: Load, volume: float, more: float) -> None:
     assert little.labour == much.labour
 
 
-@settings(deadline=None)  # the machine may be busy
+@settings(deadline=None, max_examples=500)  # the machine may be busy; one pair in five or so crosses
 @given(one=LOADS, other=LOADS)
 def test_the_two_cost_the_same_where_they_cross(one: Load, other: Load) -> None:
     one = replace(one, name="first")
@@ -173,8 +173,7 @@ def test_the_two_cost_the_same_where_they_cross(one: Load, other: Load) -> None:
         return ownership(one, volume, ASSUMED).total - ownership(other, volume, ASSUMED).total
 
     found = crossings(one, other, ASSUMED)
-    assume(found)
-    assert break_even(one, other, ASSUMED) == found[0].volume
+    assert break_even(one, other, ASSUMED) == (found[0].volume if found else None)
     for crossing in found[:5]:
         near, scale = 1e-5 * crossing.volume, ownership(one, crossing.volume, ASSUMED).total
         below, above = difference(crossing.volume - near), difference(crossing.volume + near)
