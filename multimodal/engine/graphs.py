@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from multimodal.engine.quantised import Kind
 from multimodal.engine.runner import Row, TorchRunner
 from multimodal.fusion import FusionForConditionalGeneration
 
@@ -55,31 +54,19 @@ class GraphRunner(TorchRunner):
     Args:
         model: As :class:`TorchRunner`.
         dtype: Likewise.
-        slots: Likewise.
-        positions: Likewise.
-        pictures: Likewise.
-        quantised: Likewise.
+        **options: Likewise.
     """
 
     spare_slots = 1
 
-    def __init__(
-        self,
-        model: FusionForConditionalGeneration,
-        dtype: torch.dtype,
-        *,
-        slots: int,
-        positions: int,
-        pictures: int,
-        quantised: Kind | None = None,
-    ) -> None:
-        super().__init__(model, dtype, slots=slots, positions=positions, pictures=pictures, quantised=quantised)
-        self._row_sizes = doubled(1, slots)
-        self._position_sizes = doubled(FEWEST_POSITIONS, positions)
-        self._picture_sizes = [0, *doubled(1, pictures)]
+    def __init__(self, model: FusionForConditionalGeneration, dtype: torch.dtype, **options: Any) -> None:
+        super().__init__(model, dtype, **options)
+        self._row_sizes = doubled(1, self.slots)
+        self._position_sizes = doubled(FEWEST_POSITIONS, self.positions)
+        self._picture_sizes = [0, *doubled(1, self.pictures)]
         # Of each row: slot, token, position, first region token that is seen, and the one behind the last.
-        self._inputs = torch.zeros((slots, 5), dtype=torch.long, device=self.device)
-        self._logits = torch.zeros((slots, len(self.embedding)), dtype=dtype, device=self.device)
+        self._inputs = torch.zeros((self.slots, 5), dtype=torch.long, device=self.device)
+        self._logits = torch.zeros((self.slots, len(self.embedding)), dtype=dtype, device=self.device)
         self._graphs: dict[Shape, Any] = {}
         self._pool: Any = None
         self._stream: Any = None  # one for all recordings: libraries keep a workspace for each stream

@@ -51,14 +51,15 @@ def make_runner(
         raise EngineError(f"there is no precision {precision!r}: use {', '.join(PRECISIONS)}")
     quantised = {"int8": "int8", "int4": "int4", "auto": "int8" if model.dtype == torch.bfloat16 else None}
     kind: Any = quantised.get(precision)
-    why_not = native_obstacle(model)
-    if kind is not None and why_not is None:
-        dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float32  # of prompts
-        return NativeRunner(model, kind, dtype=dtype, **sizes)
-    if precision == "auto":
-        kind = None
-    elif kind is not None and (model.device.type == "cpu" or obstacle(model) is not None):
-        raise EngineError(f"{precision} does not run here: {why_not}; use {' or '.join(DTYPES)}")
+    if kind is not None:
+        why_not = native_obstacle(model)
+        if why_not is None:
+            dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float32  # of prompts
+            return NativeRunner(model, kind, dtype=dtype, **sizes)
+        if precision == "auto":
+            kind = None
+        elif model.device.type == "cpu" or obstacle(model) is not None:
+            raise EngineError(f"{precision} does not run here: {why_not}; use {' or '.join(DTYPES)}")
     if obstacle(model) is not None:
         return ModuleRunner(model, **sizes)
     own: Any = model.dtype

@@ -1,7 +1,8 @@
 """Matrices kept in int8 or 4 bits, and read by torch's operators: what there is where no compiled code runs, on a GPU.
 
-A matrix is unpacked whenever it is multiplied. That saves memory, half of bfloat16's in int8, and costs some time; the
-numbers are those of ``native.cpp``, but activations are not rounded.
+A matrix is unpacked whenever it is multiplied. That saves memory, half of a bfloat16 runner's weights in int8, and
+costs some time; codes are found as for ``native.cpp`` (steps and minima of int4 with less search), and activations are
+not rounded.
 
 Axes: T tokens, N outputs and I inputs of a matrix.
 """
