@@ -21,7 +21,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multimodal.model import Answer, AnswerStream, MultiModalModel
+    from multimodal.answer import Answer, AnswerStream
+    from multimodal.model import MultiModalModel
 
 
 @dataclass(frozen=True)

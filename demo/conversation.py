@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 if TYPE_CHECKING:
-    from multimodal.model import Answer
+    from multimodal.answer import Answer
 
 MOST_PICTURES = 16  # that one conversation keeps
 

@@ -20,7 +20,7 @@ from demo.wording import say
 from multimodal.drawing import Word, answer_words, attention_maps, attention_overlay, gate_scale, heat_top
 
 if TYPE_CHECKING:
-    from multimodal.model import Answer
+    from multimodal.answer import Answer
 
 # Listens on the whole list, since its buttons come and go with every answer. A word is chosen by pointing at it, by
 # the keyboard reaching it, or by a touch. The chosen one is marked here and not by a new list from the server, which

@@ -13,13 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from multimodal.answer import Answer
     from multimodal.images import ImageError, load_image
-    from multimodal.model import Answer, MultiModalModel
+    from multimodal.model import MultiModalModel
 
 __all__ = ["Answer", "ImageError", "MultiModalModel", "load_image"]
 
 _HOMES = {
-    "Answer": "multimodal.model",
+    "Answer": "multimodal.answer",
     "MultiModalModel": "multimodal.model",
     "ImageError": "multimodal.images",
     "load_image": "multimodal.images",

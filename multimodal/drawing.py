@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
+    from multimodal.answer import Answer
     from multimodal.fusion import FusionTrace
-    from multimodal.model import Answer
 
 # Five anchors of the colour map "plasma" (van der Walt and Smith, 2015, CC0): its lightness rises evenly, so that more
 # attention always looks brighter, in print and to the colour-blind too.

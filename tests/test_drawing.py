@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from multimodal.answer import Answer, Timings, Usage
 from multimodal.drawing import (
     LEAST_TOP,
     WIDTH,
@@ -23,7 +24,6 @@ from multimodal.drawing import (
     heat_top,
 )
 from multimodal.fusion import FusionTrace
-from multimodal.model import Answer, Timings, Usage
 
 GRID = (3, 4)
 

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from multimodal import ImageError, load_image
-from multimodal.model import Answer, ModelError, MultiModalModel, _stripped, _token_texts, conversation, fastest_dtype
+from multimodal.answer import Answer, _stripped, _token_texts
+from multimodal.model import ModelError, MultiModalModel, conversation, fastest_dtype
 from multimodal.presets import trained_folder
 from tests.training.tiny import END, IMAGE, START, draw, encode, save_checkpoint, tiny_tokenizer
 

@@ -19,8 +19,9 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
+from multimodal.answer import Answer, AnswerStream
 from multimodal.cluster.shards import BatchError, Row, Shard, rows_of, shards_of
-from multimodal.model import Answer, AnswerStream, MultiModalModel
+from multimodal.model import MultiModalModel
 
 SCHEMA = pyarrow.schema(
     [

@@ -15,8 +15,9 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
+from multimodal.answer import Strip
 from multimodal.engine import Generation, Token
-from multimodal.model import MultiModalModel, Strip
+from multimodal.model import MultiModalModel
 from multimodal.service.flights import Flight, stopping
 from multimodal.service.schema import ChatRequest
 

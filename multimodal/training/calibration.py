@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from multimodal.model import ModelError, chance_of_right, log_odds
+from multimodal.answer import chance_of_right, log_odds
+from multimodal.model import ModelError
 
 BINS = 15  # C. Guo et al., "On Calibration of Modern Neural Networks", 2017, section 5
 STEPS = 100

@@ -21,7 +21,8 @@ from PIL import Image
 import demo
 from demo.asking import Asking, Step
 from multimodal.adapters import AdapterError
-from multimodal.model import Answer, ModelError, MultiModalModel
+from multimodal.answer import Answer
+from multimodal.model import ModelError, MultiModalModel
 
 pytest.importorskip("gradio", reason="the demo needs Gradio: pip install -e '.[demo]'")
 

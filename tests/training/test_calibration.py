@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from multimodal.answer import chance_of_right, log_odds
 from multimodal.fusion import FusionConfig
-from multimodal.model import ModelError, MultiModalModel, chance_of_right, log_odds
+from multimodal.model import ModelError, MultiModalModel
 from multimodal.training.calibration import Calibration, expected_calibration_error, fit, summary, write
 from tests.training.tiny import draw, save_checkpoint
 
