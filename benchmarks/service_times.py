@@ -54,7 +54,7 @@ def main() -> int:
 
 def measure(model: MultiModalModel, *, kind: str, price: float | None, rounds: int = ROUNDS) -> dict[str, Any]:
     """The fields of :class:`multimodal.cluster.planning.Measurements`, medians over rounds and sample pictures."""
-    model.engine.runner.prepare()
+    model.engine.prepare()
     first, later, lengths = asyncio.run(_questions(model, rounds))
     picture_bytes = [sample.path.stat().st_size for sample in sample_images()]
     states = model.engine.pictures

@@ -136,7 +136,7 @@ def _load(name: str, adapters: Mapping[str, Path]) -> MultiModalModel:
     model = MultiModalModel.from_pretrained(name)
     for adapter, folder in adapters.items():
         model.load_adapter(folder, adapter)
-    model.engine.runner.prepare()  # with the loading, which people see going on, not with somebody's first question
+    model.engine.prepare()  # with the loading, which people see going on, not with somebody's first question
     return model
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 from multimodal.adapters import AdapterError, AdapterSwitch, load_adapter, read_adapter
 from multimodal.answer import Answer, AnswerStream, chance_of_right
 from multimodal.engine import DTYPES, Engine, LeastRecentlyUsed, Picture, Request, digest_of
+from multimodal.engine.threads import release_threads
 from multimodal.fusion import FusionConfig, FusionForConditionalGeneration, FusionProcessor, FusionTrace
 from multimodal.images import MAX_PIXELS, load_image, read_encoded
 from multimodal.presets import PRESETS, trained_folder
@@ -105,6 +106,7 @@ class MultiModalModel:
         loaded = cls(model.to(device), processor, name=Path(name).name, precision=precision)
         if adapter is not None:
             loaded.set_adapter(loaded.load_adapter(adapter))
+        release_threads()  # from here on the engine's own thread computes
         return loaded
 
     @property
@@ -300,11 +302,13 @@ class MultiModalModel:
             return None
         device = self.model.device
         with self.switch.use(request.adapter):
-            return self.model.trace(
+            trace = self.model.trace(
                 torch.tensor([[*request.tokens, *answer]], device=device),
                 prompt_length=len(request.tokens),
                 pixel_values=torch.stack([picture.pixel_values for picture in request.pictures])[None].to(device),
             )
+        release_threads()
+        return trace
 
     def tokenise(self, conversations: Sequence[list[dict[str, Any]]]) -> list[list[int]]:
         """The prompts of several conversations as tokens, a placeholder for each picture.

@@ -104,7 +104,7 @@ class Replica:
         model = MultiModalModel.from_pretrained(settings.model, precision=settings.precision)
         for folder in settings.adapters:
             model.load_adapter(folder)
-        model.engine.runner.prepare()  # with the loading, not with somebody's first question
+        model.engine.prepare()  # with the loading, not with somebody's first question
         limits = ServiceSettings(**settings.limits)
         self._app = create_app(model, name=settings.called, settings=limits, database=settings.database())
         self._ending: set[asyncio.Future[None]] = set()  # tasks that nobody waits for: they have to be held

@@ -170,6 +170,11 @@ class Engine:
                 self._thread.start()
         return job.generation
 
+    def prepare(self) -> None:
+        """Do now what the first request would have to wait for."""
+        self.runner.prepare()
+        release_threads()
+
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Answer requests and wait for all of them.
 

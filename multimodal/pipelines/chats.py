@@ -127,7 +127,7 @@ class FusedChat:
 
     def prepare(self) -> None:
         """Pack the weights."""
-        self.model.engine.runner.prepare()
+        self.model.engine.prepare()
 
     def forget(self) -> None:
         """Keep no picture."""

@@ -67,7 +67,7 @@ def serve(
     with listening(host, port) as listener:
         app = create_app(model, name=name, settings=settings, database=database, log=log, audit=audit, front=front)
         server = _Server(app)
-        model.engine.runner.prepare()  # with the loading, not with somebody's first question
+        model.engine.prepare()  # with the loading, not with somebody's first question
         guarded = app.state.answering.doors.guarded()
         whom = "to whom has a key" if guarded else "to this machine only: there are no keys"
         print(f"{name} answers at {url_of(listener)}, {whom} (Ctrl-C ends it)", flush=True)
