@@ -25,6 +25,7 @@ from multimodal.images import Encoded, ImageError, load_image
 Process = subprocess.Popen[bytes]
 Call = tuple[Encoded, dict[str, Any]]
 
+PIPE_BYTES = 2**20  # with the usual 64 KiB, two processes wait for each other 560 times in 12 megapixels
 # With the modules of this process, wherever they come from.
 BEGIN = "import sys; sys.path[:] = {path!r}; from multimodal.decoding import serve; serve()"
 _idle: list[Process] = []  # a list's append and pop are atomic
@@ -104,8 +105,12 @@ def _take() -> Process:
             if process.poll() is None:
                 return process
     command = [sys.executable, "-c", BEGIN.format(path=sys.path)]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # no Ctrl-C reaches it
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    options["start_new_session"] = True  # no Ctrl-C reaches it
+    try:
+        process = subprocess.Popen(command, pipesize=PIPE_BYTES, **options)
+    except PermissionError:  # the system lets this user have no more of such pipes
+        process = subprocess.Popen(command, **options)
     process.stdout.readline()  # type: ignore[union-attr]  # it is ready: what loading took is not the picture's
     return process
 

@@ -119,3 +119,19 @@ def test_it_ends_with_a_program_that_is_killed() -> None:
     while process.exists() and "\nState:\tZ" not in (process / "status").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_without_large_pipes_it_goes_on_with_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def begin(*args: Any, pipesize: int = -1, **options: Any) -> Any:
+        begun.append(pipesize)
+        if pipesize > 0:
+            raise PermissionError("as Linux says above the limit of a user's pipes")
+        return real(*args, **options)
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", begin)
+    monkeypatch.setattr(decoding, "_idle", [])
+    image = load_image(encoded(Image.linear_gradient("L").resize((900, 900))), max_seconds=60)
+    assert image.size == (900, 900) and begun == [decoding.PIPE_BYTES, -1]
